@@ -1,0 +1,143 @@
+"""The geolocator: a projection of image and caption embeddings, and a classifier over geocells.
+
+The head of the paper is two linear layers, 1536 → 768 → 100, and that is the default form. Options of ours: the
+image alone, one hidden layer, and cosine logits with a learned scale. The projection leaves with unit norm, for
+retrieval; the classifier reads it before that normalisation, unless its logits are cosines. It knows nothing of
+where the cells are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hedwig.models.weights import load_strict, read_state_dict
+
+__all__ = ["Geolocator", "GeolocatorConfig"]
+
+INITIAL_SCALE = 1 / 0.07  # CLIP's
+
+
+@dataclass(frozen=True)
+class GeolocatorConfig:
+    """The form of a geolocator.
+
+    Attributes:
+        image_dim: dimension of the image embedding.
+        text_dim: dimension of the text embedding.
+        use_text: whether the caption is read at all; without it the text embedding is ignored.
+        projection_dim: dimension of the projected embedding, the one that is indexed.
+        num_cells: C, the geocells.
+        cosine: logits are cosines times a learned scale (starting at 1/0.07) instead of a linear layer's.
+        temperature: what the logits are divided by; 1 while training, another value calibrates afterwards.
+        hidden_dim: width of a GELU layer before the projection; 0 for none, as in the paper.
+    """
+
+    image_dim: int
+    text_dim: int
+    use_text: bool
+    projection_dim: int
+    num_cells: int
+    cosine: bool = False
+    temperature: float = 1.0
+    hidden_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("image_dim", 1),
+            ("text_dim", int(self.use_text)),
+            ("projection_dim", 1),
+            ("num_cells", 1),
+            ("hidden_dim", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
+
+
+class Geolocator(nn.Module):
+    """Embeddings to a projected embedding and logits over geocells."""
+
+    def __init__(self, config: GeolocatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        input_dim = config.image_dim + (config.text_dim if config.use_text else 0)
+        self.hidden = nn.Linear(input_dim, config.hidden_dim) if config.hidden_dim else None
+        self.projection = nn.Linear(config.hidden_dim or input_dim, config.projection_dim)
+        self.classifier = nn.Linear(config.projection_dim, config.num_cells, bias=not config.cosine)
+        self.log_scale = nn.Parameter(torch.tensor(INITIAL_SCALE).log()) if config.cosine else None
+
+    def forward(self, image: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Project and classify.
+
+        Args:
+            image: (B, Di) image embeddings of unit norm.
+            text: (B, Dt) text embeddings of unit norm, zeros for panoramas without a caption; may be None if the
+                geolocator does not read text.
+
+        Returns:
+            projected (B, P) of unit norm, and logits (B, C).
+        """
+        x = self._input(image, text)
+        if self.hidden is not None:
+            x = F.gelu(self.hidden(x))
+        projection: Tensor = self.projection(x)
+        projected = F.normalize(projection, dim=-1)
+        if self.log_scale is None:
+            logits: Tensor = self.classifier(projection)
+        else:
+            scale = self.log_scale.exp().clamp(max=100.0)  # CLIP's bound: beyond it training diverges
+            logits = scale * F.linear(projected, F.normalize(self.classifier.weight, dim=-1))
+        return projected, logits / self.config.temperature
+
+    def _input(self, image: Tensor, text: Tensor | None) -> Tensor:
+        if image.ndim != 2 or image.shape[1] != self.config.image_dim:
+            raise ValueError(
+                f"image must be (B, {self.config.image_dim}), got {tuple(image.shape)}; was this geolocator trained "
+                f"on another encoder?"
+            )
+        if not self.config.use_text:
+            return image
+        if text is None or tuple(text.shape) != (len(image), self.config.text_dim):
+            raise ValueError(
+                f"text must be ({len(image)}, {self.config.text_dim}), got "
+                f"{None if text is None else tuple(text.shape)}; rows without a caption take zeros."
+            )
+        return torch.cat([image, text], dim=-1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.safetensors and model.json into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        card = json.dumps({"kind": "geolocator", "config": asdict(self.config)}, indent=2)
+        (folder / "model.json").write_text(card + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Geolocator:
+        """A geolocator in evaluation mode, as `save` wrote it.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: model.json is not a geolocator's, or the weights do not fit it.
+        """
+        folder = Path(folder)
+        card = folder / "model.json"
+        if not card.is_file():
+            raise FileNotFoundError(f"No geolocator in {str(folder)!r}: model.json is missing. Train one first.")
+        try:
+            config = GeolocatorConfig(**json.loads(card.read_text(encoding="utf-8"))["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(card)!r} does not describe a geolocator: {error}") from error
+        with torch.device("meta"):
+            model = cls(config)
+        load_strict(model, read_state_dict(folder / "model.safetensors"), origin=str(folder / "model.safetensors"))
+        return model.to(device).eval()

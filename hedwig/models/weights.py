@@ -1,0 +1,160 @@
+"""Reading, checking and fingerprinting weights: the one place that opens a weights file.
+
+A file is safetensors or a PyTorch archive read with ``weights_only=True``; nothing else is ever unpickled and
+nothing is ever downloaded. Loading is strict, and its error names the keys. The digest is taken over the tensors,
+not over the file, so a ``.pth`` and its ``.safetensors`` twin are the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["load_strict", "read_card", "read_metadata", "read_state_dict", "weights_digest", "weights_file"]
+
+WRAPPERS = ("model", "module", "state_dict")
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file meant by `path`: itself, or ``model.safetensors`` inside it when it is a folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"No weights at {str(file)!r}; pass a .safetensors or .pth file, or its folder.")
+    return file
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by key, on the CPU, as stored.
+
+    A dict under ``model``, ``module`` or ``state_dict`` is unwrapped, and a ``module.`` in front of every key
+    (left by distributed training) is removed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is not a weights file, or holds pickled objects besides tensors.
+    """
+    file = weights_file(path)
+    try:
+        loaded = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{str(file)!r} holds more than tensors (or is damaged) and was not loaded, because unpickling it could "
+            f"run code. Convert it to .safetensors where you trust it. ({str(error).splitlines()[0]})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{str(file)!r} ({file.stat().st_size} bytes) is not a readable weights file, perhaps truncated; "
+            f"fetch it again. ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
+    return unwrap(loaded, str(file))
+
+
+def unwrap(loaded: object, origin: str) -> dict[str, Tensor]:
+    """The flat state dict inside what a file held; `origin` is named in errors."""
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ValueError(f"{origin!r} holds a {type(loaded).__name__}, expected a dict of tensors.")
+    others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{origin!r} holds entries that are not tensors: {name_some(others)}.")
+    prefix = "module." if all(str(key).startswith("module.") for key in loaded) else ""
+    return {str(key).removeprefix(prefix): value for key, value in loaded.items()}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text metadata in a safetensors header; empty for any other kind of file."""
+    file = weights_file(path)
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return dict(handle.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{str(file)!r} is not a readable safetensors file, perhaps truncated. ({error})") from error
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The model.json beside a weights file; empty if there is none.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    card = weights_file(path).with_name("model.json")
+    if not card.is_file():
+        return {}
+    try:
+        content = json.loads(card.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(card)!r} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(card)!r} holds a {type(content).__name__}, expected an object.")
+    return content
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Give `module` (which may live on the meta device) the tensors of `state` as float32, without copying twice.
+
+    Raises:
+        ValueError: a key is missing, unexpected or of another shape; the message names keys and `origin`.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {shape}"
+        for key, shape in wanted.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {name_some(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"The weights {origin!r} do not fit {type(module).__name__}: {'; '.join(problems)}. "
+            f"Check that the file belongs to this model and size."
+        )
+    module.load_state_dict({key: value.detach().float() for key, value in state.items()}, assign=True)
+
+
+def name_some(keys: list[str], limit: int = 5) -> str:
+    """The first few keys and how many more there are."""
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def weights_digest(source: Mapping[str, Tensor] | str | Path) -> str:
+    """SHA-256 (hex) over keys, dtypes, shapes and values in the order of the sorted keys.
+
+    Args:
+        source: a state dict, or a path given to `read_state_dict`.
+    """
+    state = read_state_dict(source) if isinstance(source, str | Path) else source
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().to("cpu").contiguous()
+        digest.update(f"{key}\0{str(value.dtype).removeprefix('torch.')}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""Every flow of hedwig on Ray, and the run that strings them together.
+
+`run_experiment` is the whole product on one screen: the stages in the order of the data, each skipped when its
+artefact is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from hedwig import storage
+from hedwig.config import Experiment
+from hedwig.pipelines.cluster import ray_running
+from hedwig.pipelines.report import report
+from hedwig.pipelines.rows import TooManyRejected
+from hedwig.pipelines.run import STAGE_FOLDERS, Run, write_experiment
+from hedwig.pipelines.stages import STAGES
+from hedwig.pipelines.world import render_world, synth
+from hedwig.schema import suggestion
+
+__all__ = ["Run", "TooManyRejected", "plan", "ray_running", "render_world", "run_experiment"]
+
+logger = logging.getLogger(__name__)
+_ALL = {"synth": synth, **STAGES, "evaluate": report}
+
+
+def plan(experiment: Experiment, first: str | None = None, last: str | None = None) -> list[str]:
+    """The stages that this experiment needs, in order, from `first` to `last`, both included.
+
+    Raises:
+        ValueError: no such stage, or one that this experiment does not have.
+    """
+    x = experiment
+    absent = {
+        "synth": x.data.panoramas is not None or x.data.synthetic is None,
+        "frames": x.encoder.train is None,
+        "encoder": x.encoder.train is None,
+        "baseline": x.evaluate.baseline is None,
+    }
+    stages = [name for name in STAGE_FOLDERS if not absent.get(name, False)]
+    for name in (first, last):
+        if name is not None and name not in stages:
+            hint = suggestion(name, stages)
+            raise ValueError(f"This experiment has no stage {name!r}; it has {', '.join(stages)}.{hint}")
+    begin = stages.index(first) if first else 0
+    end = stages.index(last) + 1 if last else len(stages)
+    if begin >= end:
+        raise ValueError(f"--from {first} comes after --until {last}; the order is {', '.join(stages)}.")
+    return stages[begin:end]
+
+
+def run_experiment(
+    experiment: Experiment,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Run:
+    """Run the stages of an experiment; what is up to date is not done again.
+
+    Args:
+        experiment: the settings.
+        first: first stage, such as 'embed'; earlier ones must be there.
+        last: last stage.
+        force: delete the artefacts of these stages first.
+        progress: called with (stage, rows done, rows in all).
+
+    Raises:
+        TooManyRejected: more rows failed than ``data.max_rejected`` allows.
+        FileNotFoundError: the listing, or the artefact of an earlier stage, is not there.
+        ValueError: settings and data do not fit together.
+    """
+    run = Run(experiment, progress=progress)
+    stages = plan(experiment, first, last)
+    write_experiment(run, stages)
+    if force:
+        for name in stages:
+            storage.delete(run.folder(name))
+    with ray_running(experiment.cluster):
+        for name in stages:
+            _ALL[name](run)
+    if run.resumed:
+        again = f", {len(run.made)} made" if run.made else ": nothing to do"
+        logger.info("resumed: %d of %d stages were up to date%s", len(run.resumed), len(stages), again)
+    return run

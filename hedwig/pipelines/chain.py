@@ -1,0 +1,153 @@
+"""Several stages run one after the other on a batch in one process, with the rows that fail set aside and kept.
+
+One row goes in and one row comes out, always: that is what lets Ray Data's checkpoint count rows. A row that a stage
+reports in ``failure``, or whose batch raises and which raises alone too, leaves the chain with its reason in the
+``failure`` column and nulls in the rest; later stages never see it. Image bytes and frames live and die in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hedwig.schema import check_columns
+
+__all__ = ["Chain", "Step", "check_chain", "columns_to_batch"]
+
+Batch = dict[str, NDArray[Any]]
+FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that will be built inside the worker: its class and the constructor's arguments."""
+
+    stage: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_chain(columns: Sequence[str], steps: Sequence[Step], wanted: Sequence[str]) -> None:
+    """Raise SchemaError when a stage reads what nothing before it provides, or the result lacks a wanted column."""
+    present = list(columns)
+    for step in steps:
+        check_columns(present, step.stage.reads, where=f"The input of {step.stage.__name__}")
+        present += [name for name in step.stage.writes if name not in present]
+    check_columns(present, wanted, where="The result of " + " -> ".join(s.stage.__name__ for s in steps))
+
+
+def columns_to_batch(table: pa.Table, names: Sequence[str]) -> Batch:
+    """Columns of an Arrow table as numpy arrays: null numbers are NaN, null texts None, vectors rows of a matrix."""
+    batch: Batch = {}
+    for name in names:
+        column = table.column(name)
+        if pa.types.is_fixed_size_list(column.type):
+            width = column.type.list_size
+            flat = column.combine_chunks()
+            values = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else flat
+            batch[name] = np.asarray(values).reshape(-1, width)
+        elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            batch[name] = column.to_numpy(zero_copy_only=False)
+        else:
+            batch[name] = _objects(column.to_pylist())
+    return batch
+
+
+def _objects(values: list[Any]) -> NDArray[Any]:
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+class Chain:
+    """Run `steps` on Arrow batches and return the columns of `schema` plus ``failure``.
+
+    Args:
+        steps: the stages, built here once.
+        schema: the result's columns; those that the input has and no stage writes are passed through untouched.
+    """
+
+    def __init__(self, steps: Sequence[Step], schema: pa.Schema) -> None:
+        self._schema = schema
+        self._stages = [step.stage(**step.arguments) for step in steps]
+        self._written = {name for step in steps for name in step.stage.writes}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """(B,) rows in, (B,) rows out, in the same order."""
+        needed = {name for stage in self._stages for name in stage.reads if name in table.column_names}
+        batch = columns_to_batch(table, sorted(needed))
+        size = table.num_rows
+        alive = np.arange(size)
+        failures: list[str | None] = [None] * size
+        for stage in self._stages:
+            if len(alive) == 0:
+                break
+            batch, reasons = _apply(stage, batch, len(alive))
+            keep = np.array([reason is None for reason in reasons], dtype=bool)
+            for row, reason in zip(alive, reasons, strict=True):
+                failures[row] = reason
+            if not keep.all():
+                alive, batch = alive[keep], {name: column[keep] for name, column in batch.items()}
+        return self._result(table, batch, alive, failures)
+
+    def _result(self, table: pa.Table, batch: Batch, alive: NDArray[Any], failures: list[str | None]) -> pa.Table:
+        slots = np.full(table.num_rows, -1, dtype=np.int64)
+        slots[alive] = np.arange(len(alive))
+        take = pa.array(slots, mask=slots < 0)
+        columns = []
+        for column in self._schema:
+            # What a stage writes wins: a prediction's lat and lon must never be the input's, which are the truth.
+            if column.name in table.column_names and column.name not in self._written:
+                columns.append(table.column(column.name).cast(column.type))
+            elif len(alive):
+                columns.append(_to_arrow(batch[column.name], column.type).take(take))
+            else:
+                columns.append(pa.nulls(table.num_rows, column.type))
+        nullable = pa.schema([f.with_nullable(True) for f in self._schema] + [pa.field(FAILURE, pa.string())])
+        return pa.Table.from_arrays([*columns, pa.array(failures, pa.string())], schema=nullable)
+
+
+def _apply(stage: Any, batch: Batch, size: int) -> tuple[Batch, list[str | None]]:
+    """The batch with the stage's columns, and each row's reason for failing or None."""
+    try:
+        result = stage(dict(batch))
+        failure = result.pop(FAILURE, None)
+        return result, [None] * size if failure is None else list(failure)
+    except (ValueError, OSError, ArithmeticError, TypeError, IndexError, KeyError, RuntimeError) as error:
+        if size == 1:
+            return batch, [f"{type(stage).__name__} failed: {type(error).__name__}: {error}"]
+    # One bad row raised for the whole batch: find it by trying each row alone.
+    parts, reasons = [], []
+    for row in range(size):
+        part, reason = _apply(stage, {name: column[row : row + 1] for name, column in batch.items()}, 1)
+        reasons += reason
+        if reason[0] is None:
+            parts.append((row, part))
+    if not parts:
+        return batch, reasons
+    merged: Batch = {}
+    for name, example in parts[0][1].items():
+        column = np.zeros((size, *example.shape[1:]), dtype=example.dtype)
+        for row, part in parts:
+            column[row] = part[name][0]
+        merged[name] = column
+    return merged, reasons
+
+
+def _to_arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        if values.ndim != 2 or values.shape[1] != kind.list_size:
+            raise ValueError(f"vectors of shape {values.shape} do not fit a list of {kind.list_size}")
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind.value_type), type=kind)
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.array([np.ascontiguousarray(row).tobytes() for row in values], kind)
+    if pa.types.is_list(kind):
+        return pa.array([None if row is None else np.asarray(row).tolist() for row in values], kind)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return pa.array(np.asarray(values), kind)
+    return pa.array(values.tolist(), kind)

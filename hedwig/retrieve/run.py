@@ -1,0 +1,272 @@
+"""A finished run as something to ask: `Hedwig` for people, `Predictor` for tables.
+
+Both read artefacts, never the experiment, and refuse a folder whose parts do not belong together: a stale index
+answers confidently and wrong. A query goes through the very stages that made the references. Only pixels count:
+file names, Exif positions and dates never reach a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hedwig import storage
+from hedwig.embed import Embedder
+from hedwig.geocells import Geocells
+from hedwig.index import GeocellIndex, check_digest
+from hedwig.models.geolocator import Geolocator
+from hedwig.panorama import Slicing, content_hash, decode_image, slice_panorama
+from hedwig.retrieve.prediction import Prediction
+from hedwig.retrieve.retriever import Retriever
+
+__all__ = ["Hedwig", "Predictor", "load_retriever"]
+
+Stage = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+_COMMANDS = {"embeddings": "embed", "geocells": "geocells", "geolocator": "train", "index": "index"}
+_BATCH = 32
+
+
+def load_retriever(run: str, *, device: str = "cpu", **knobs: Any) -> Retriever:
+    """The retriever of a run folder, after checking that its parts belong together.
+
+    Args:
+        run: local folder, s3:// or gs://, with ``geocells``, ``geolocator``, ``embeddings`` and ``index``.
+        device: where the geolocator computes; "auto" takes CUDA where there is one.
+        knobs: keyword arguments of `Retriever`, over those that the run recorded with its predictions (or, before
+            there are any, with its index).
+
+    Raises:
+        FileNotFoundError: an artefact is missing.
+        ValueError: a file is damaged, or an artefact was made from another one than is there.
+    """
+    manifests = _checked_manifests(run)
+    recorded = storage.read_manifest(storage.join(run, "predictions")) or manifests["index"]
+    settings = {**recorded.config.get("retrieve", {}), "embedding": manifests["index"].config["embedding"]}
+    with storage.local_copy(storage.join(run, "geocells")) as folder:
+        _check_files(folder, manifests["geocells"], "geocells")
+        cells = Geocells.load(folder).table
+    with storage.local_copy(storage.join(run, "geolocator")) as folder:
+        _check_files(folder, manifests["geolocator"], "geolocator")
+        geolocator = Geolocator.load(folder, device=_device(device))
+        calibration = folder / "calibration.json"
+        if calibration.is_file():
+            settings["radius_scale"] = float(json.loads(calibration.read_text("utf-8"))["radius_scale"])
+    with storage.local_copy(storage.join(run, "index")) as folder:
+        index = GeocellIndex.load(folder, manifests["index"].files)
+    settings = {"cell_radius_km": cells["radius_km"], **settings, **knobs}
+    return Retriever(geolocator, index, cells["lat"], cells["lon"], **settings)
+
+
+class Predictor:
+    """The retriever of a run folder as a stage that plain arguments can build, as an actor needs it.
+
+    Args:
+        run: the run folder.
+        device: where the geolocator computes.
+        knobs: see `load_retriever`.
+    """
+
+    reads: tuple[str, ...] = Retriever.reads
+    writes: tuple[str, ...] = Retriever.writes
+
+    def __init__(self, *, run: str, device: str = "cpu", **knobs: Any) -> None:
+        self.retriever = load_retriever(run, device=device, **knobs)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The batch with the prediction's columns; see `Retriever`."""
+        return self.retriever(batch)
+
+
+class Hedwig:
+    """A finished run, ready to be asked: images in, predictions out.
+
+    Args:
+        retriever: cells, neighbours, answer.
+        slicing: how the references were cut; queries are cut alike.
+        embedder: the stage that made the references' embeddings.
+        captioner: the stage that made their captions; None where there were none.
+    """
+
+    def __init__(
+        self, retriever: Retriever, *, slicing: Slicing, embedder: Stage, captioner: Stage | None = None
+    ) -> None:
+        self.retriever, self.slicing = retriever, slicing
+        self.embedder, self.captioner = embedder, captioner
+
+    @classmethod
+    def load(cls, run: str, *, device: str = "cpu") -> Hedwig:
+        """Open the run folder that `hedwig run` wrote; local, s3:// or gs://.
+
+        Raises:
+            FileNotFoundError: an artefact is missing.
+            ValueError: artefacts that are damaged or do not belong together; says which one is old and what to run.
+        """
+        retriever = load_retriever(run, device=device)
+        folder = storage.join(run, "embeddings")
+        manifest = _manifest(run, "embeddings")
+        encoder = {"weights": None, "seed": 0, "dtype": "float32", **manifest.config["encoder"]}
+        if encoder["weights"] is not None:
+            encoder["weights"] = storage.resolve(encoder["weights"], base=storage.resolve(run))
+        embedder = Embedder(
+            encoder_name=encoder["name"],
+            weights=encoder["weights"],
+            seed=encoder["seed"],
+            dtype=encoder["dtype"],
+            device=device,
+        )
+        made_by = manifest.details.get("model_id", embedder.encoder.model_id)
+        if made_by != embedder.encoder.model_id:
+            raise ValueError(
+                f"{folder} was made by {made_by}, but the weights there now are {embedder.encoder.model_id}; "
+                "restore those weights, or run `hedwig embed` again."
+            )
+        captioner: Stage | None = None
+        if manifest.config.get("captions", {}).get("source", "none") == "template":
+            from hedwig.captions import TemplateCaptioner
+
+            captioner = TemplateCaptioner()
+        slicing = Slicing(**{"frame_px": embedder.encoder.frame_px, **manifest.config["slicing"]})
+        return cls(retriever, slicing=slicing, embedder=embedder, captioner=captioner)
+
+    def locate(
+        self,
+        image: Any,
+        top_k: int = 5,
+        heading: float = math.nan,
+        captured_at: str | None = None,
+        *,
+        projection: str | None = None,
+        bearings_deg: Sequence[float] | None = None,
+    ) -> Prediction:
+        """Where was this taken?
+
+        Args:
+            image: path or URI, bytes of a JPEG, PNG or WebP, PIL image, (H, W, 3) uint8 array, or a list of such: one
+                panorama as several photographs.
+            top_k: cells and neighbours to list.
+            heading: degrees clockwise from true north of the image's centre column, if known.
+            captured_at: ISO date, if known; goes into the caption.
+            projection: None to tell from the shape: 2:1 is equirectangular, wider is a frame strip, else perspective.
+            bearings_deg: of a list, each centre's heading; None for evenly spaced, clockwise from the first.
+
+        Raises:
+            FileNotFoundError: there is no such image.
+            ValueError: it cannot be decoded or sliced.
+        """
+        frames, kind = self._frames(image, heading, projection, bearings_deg)
+        return self._predict([frames], [kind], [heading], [captured_at], top_k)[0]
+
+    def locate_many(self, images: Sequence[Any], top_k: int = 5) -> list[Prediction]:
+        """`locate` for many images of unknown heading, encoded in batches; an item may itself be a list."""
+        found: list[Prediction] = []
+        for start in range(0, len(images), _BATCH):
+            some = [self._frames(image, math.nan, None, None) for image in images[start : start + _BATCH]]
+            frames, kinds = [f for f, _ in some], [kind for _, kind in some]
+            found += self._predict(frames, kinds, [math.nan] * len(some), [None] * len(some), top_k)
+        return found
+
+    def _frames(
+        self, image: Any, heading: float, projection: str | None, bearings_deg: Sequence[float] | None
+    ) -> tuple[NDArray[np.uint8], str]:
+        if isinstance(image, list | tuple):
+            pixels: Any = [_pixels(one, self.slicing.half_size) for one in image]
+            bearings = bearings_deg if bearings_deg is not None else [360 * i / len(pixels) for i in range(len(pixels))]
+            return slice_panorama(pixels, self.slicing, projection="bearings", bearings_deg=bearings), "bearings"
+        pixels = _pixels(image, self.slicing.half_size)
+        kind = projection if projection is not None else _projection(pixels.shape)
+        return slice_panorama(pixels, self.slicing, projection=kind, heading=heading), kind
+
+    def _predict(
+        self,
+        frames: list[NDArray[np.uint8]],
+        projections: list[str],
+        headings: list[float],
+        captured_at: list[str | None],
+        top_k: int,
+    ) -> list[Prediction]:
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        nothing = np.full(len(frames), None, dtype=object)
+        batch: dict[str, NDArray[Any]] = {
+            "pano_id": np.array([content_hash(f.tobytes()) for f in frames], dtype=object),
+            "lat": np.full(len(frames), np.nan),
+            "lon": np.full(len(frames), np.nan),
+            "heading": np.array(headings, dtype=np.float64),
+            "projection": np.array(projections, dtype=object),
+            "captured_at": np.array(captured_at, dtype=object),
+            "country": nothing,
+            "sequence": nothing,
+            "caption": nothing,
+            "frames": np.stack(frames),
+        }
+        for stage in (self.captioner, self.embedder):
+            if stage is not None:
+                batch = stage(batch)
+                if reasons := [r for r in batch.pop("failure", nothing).tolist() if r is not None]:
+                    raise ValueError(f"{len(reasons)} of {len(frames)} images failed: {reasons[0]}.")
+        names = batch["pano_id"].tolist()
+        return self.retriever.predict(batch["image_embedding"], batch["text_embedding"], names, top_k=top_k)
+
+
+def _projection(shape: tuple[int, ...]) -> str:
+    ratio = shape[1] / max(shape[0], 1)
+    return "equirectangular" if 1.9 <= ratio <= 2.1 else "frame strip" if ratio > 2.1 else "perspective"
+
+
+def _pixels(image: Any, half_size: bool) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8; whatever else came with the picture (name, position, time) stays behind."""
+    if isinstance(image, str | Path):
+        image = storage.read_bytes(str(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image), half_size=half_size)
+    if isinstance(image, np.ndarray):
+        return image
+    from PIL import Image, ImageOps
+
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    raise ValueError(
+        f"Cannot take a {type(image).__name__} for an image; pass a path, bytes, PIL image or uint8 array."
+    )
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _manifest(run: str, name: str) -> storage.Manifest:
+    folder = storage.join(run, name)
+    manifest = storage.read_manifest(folder)
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} is missing or unfinished; run `hedwig {_COMMANDS[name]}` first.")
+    return manifest
+
+
+def _checked_manifests(run: str) -> dict[str, storage.Manifest]:
+    """The manifests a retriever needs, each naming as its inputs exactly the artefacts that are there now."""
+    manifests = {name: _manifest(run, name) for name in _COMMANDS}
+    digests = {name: storage.manifest_digest(storage.join(run, name)) for name in _COMMANDS}
+    for name, manifest in manifests.items():
+        needed = ("embeddings", "geocells", "geolocator") if name == "index" else ()
+        for source in dict.fromkeys([*needed, *manifest.inputs]):
+            if source in digests and manifest.inputs.get(source) != digests[source]:
+                raise ValueError(
+                    f"{storage.join(run, name)} is old: it was made from {source} "
+                    f"{str(manifest.inputs.get(source))[:12]}, and {source} there now is {digests[source][:12]}; "
+                    f"run `hedwig {_COMMANDS[name]}` again."
+                )
+    return manifests
+
+
+def _check_files(folder: Path, manifest: storage.Manifest, name: str) -> None:
+    for file, digest in manifest.files.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing; run `hedwig {_COMMANDS[name]}` again.")
+        check_digest(folder / file, digest, f"run `hedwig {_COMMANDS[name]}` again")

@@ -1,0 +1,112 @@
+"""The tables on disk: their columns, types and versions, and the check that a table is what it says.
+
+Shape letters used in every docstring of this package: B batch, V frames, H W pixels, S frame side in pixels,
+D embedding, C cells, K candidate cells, M neighbours, N rows. Tables are joined by ``pano_id``, never by row order.
+
+``heading`` is in degrees clockwise from true north and belongs to the image's *centre column*, which is what
+Street View and Mapillary mean by it. Rows without a position (``lat``/``lon`` null) are queries: they are embedded
+and located, and never trained on or scored.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+__all__ = [
+    "BEARING_COLUMNS",
+    "PANORAMAS",
+    "PREDICTIONS",
+    "PROJECTIONS",
+    "REJECTED",
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "SchemaError",
+    "captions_schema",
+    "check_columns",
+    "embeddings_schema",
+    "suggestion",
+]
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test", "query")
+PROJECTIONS = ("equirectangular", "perspective", "frame strip", "bearings")
+
+
+class SchemaError(ValueError):
+    """A table lacks a column, or holds one of another type than its schema says."""
+
+
+PANORAMAS = pa.schema(
+    [
+        pa.field("pano_id", pa.string(), nullable=False),
+        pa.field("lat", pa.float64()),
+        pa.field("lon", pa.float64()),
+        pa.field("heading", pa.float64()),
+        pa.field("projection", pa.string(), nullable=False),
+        pa.field("captured_at", pa.string()),
+        pa.field("country", pa.string()),
+        pa.field("sequence", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("licence", pa.string()),
+        # One panorama that arrived as several images, one per heading: all of them, clockwise from the smallest.
+        pa.field("bearing_uri", pa.list_(pa.string())),
+        pa.field("bearing_deg", pa.list_(pa.float64())),
+    ]
+)
+BEARING_COLUMNS = ("bearing_uri", "bearing_deg")
+
+REJECTED = pa.schema(
+    [
+        pa.field("pano_id", pa.string()),
+        pa.field("image_uri", pa.string()),
+        pa.field("row", pa.int64()),  # position in the listing, from 0; null where the row has no listing
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("pano_id", pa.string(), nullable=False),
+        pa.field("lat", pa.float64(), nullable=False),
+        pa.field("lon", pa.float64(), nullable=False),
+        pa.field("cell_ids", pa.list_(pa.int32())),
+        pa.field("cell_probs", pa.list_(pa.float32())),
+        pa.field("neighbour_ids", pa.list_(pa.string())),
+        pa.field("neighbour_scores", pa.list_(pa.float32())),
+        pa.field("radius_km", pa.float64()),
+        pa.field("confidence", pa.float64()),
+    ]
+)
+
+
+def captions_schema() -> pa.Schema:
+    """The panorama columns, the caption and its length in tokens of ViCLIP's tokenizer."""
+    return PANORAMAS.append(pa.field("caption", pa.string())).append(pa.field("caption_num_tokens", pa.int32()))
+
+
+def embeddings_schema(image_dim: int, text_dim: int) -> pa.Schema:
+    """The caption columns, the content hash, and one unit-norm float32 list of fixed size per modality."""
+    schema = captions_schema().append(pa.field("content_hash", pa.string()))
+    schema = schema.append(pa.field("image_embedding", pa.list_(pa.float32(), image_dim)))
+    return schema.append(pa.field("text_embedding", pa.list_(pa.float32(), text_dim)))
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` when one of `known` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_columns(present: Iterable[str], needed: Iterable[str], *, where: str) -> None:
+    """Raise SchemaError naming what `where` lacks and what is there instead."""
+    have = list(present)
+    missing = [name for name in needed if name not in have]
+    if missing:
+        hints = "".join(suggestion(name, have) for name in missing[:1])
+        raise SchemaError(f"{where} lacks the column(s) {', '.join(missing)}; it has {', '.join(have)}.{hints}")

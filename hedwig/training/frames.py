@@ -1,0 +1,111 @@
+"""The frames cache: panoramas as uint8 frames on disk, for training an encoder epoch after epoch.
+
+A folder of Parquet files ``part-*.parquet``, one row per panorama: pano_id, lat, lon, split, caption, and the frames as
+one fixed-size binary column, plain and uncompressed (a fifth of the time of a list column). The shape (V, S, S, 3) is
+in the schema's metadata under ``frames_shape``. It is scratch of a training run, not an artefact: no manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from hedwig.storage import filesystem, join, list_files, write_bytes
+
+__all__ = ["read_frames", "read_positions", "write_frames"]
+
+SHAPE = b"frames_shape"
+COLUMNS = ("pano_id", "lat", "lon", "split", "caption")
+
+
+def write_frames(folder: str, part: str, rows: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """Write one file of a frames cache atomically.
+
+    Args:
+        folder: local folder or URI of the cache.
+        part: name of the file without ending, unique in the folder; the same name replaces the file.
+        rows: pano_id, split (N,) str; lat, lon (N,) degrees; caption (N,) str or None; frames (N, V, S, S, 3) uint8.
+
+    Returns:
+        The path of the file.
+    """
+    frames = np.ascontiguousarray(rows["frames"])
+    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+        raise ValueError(f"frames must be uint8 (N, V, S, S, 3), got {frames.dtype} {frames.shape}.")
+    size = frames[0].size if len(frames) else int(np.prod(frames.shape[1:]))
+    binary = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(frames), [None, pa.py_buffer(frames)])
+    columns = {
+        "pano_id": pa.array([str(v) for v in rows["pano_id"]], pa.string()),
+        "lat": pa.array(np.asarray(rows["lat"], dtype=np.float64)),
+        "lon": pa.array(np.asarray(rows["lon"], dtype=np.float64)),
+        "split": pa.array([str(v) for v in rows["split"]], pa.string()),
+        "caption": pa.array([None if v is None else str(v) for v in rows["caption"]], pa.string()),
+        "frames": binary,
+    }
+    table = pa.table(columns).replace_schema_metadata({SHAPE: ",".join(map(str, frames.shape[1:])).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, use_dictionary=False, compression="none", write_statistics=False)
+    path = join(folder, part if part.startswith("part-") else f"part-{part}")
+    write_bytes(f"{path}.parquet", sink.getvalue())
+    return f"{path}.parquet"
+
+
+def _dataset(folder: str) -> Any:
+    files = [f for f in list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
+    if not files:
+        raise FileNotFoundError(f"{folder!r} holds no part-*.parquet; write the frames first (write_frames).")
+    return ds.dataset([filesystem(f)[1] for f in files], filesystem=filesystem(folder)[0], format="parquet")
+
+
+def read_positions(folder: str) -> pa.Table:
+    """Everything but the frames and captions (pano_id, lat, lon, split), sorted by pano_id.
+
+    Raises:
+        FileNotFoundError: the folder holds no cache.
+        ValueError: a pano_id is there twice.
+    """
+    table = _dataset(folder).to_table(columns=["pano_id", "lat", "lon", "split"]).sort_by("pano_id")
+    ids = table["pano_id"].to_numpy(zero_copy_only=False)
+    twice = ids[1:][ids[1:] == ids[:-1]]
+    if len(twice):
+        raise ValueError(f"{folder!r} holds {twice[0]!r} twice; empty the folder and write the frames again.")
+    return table
+
+
+def read_frames(folder: str, pano_ids: Iterable[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """The rows of a frames cache, sorted by pano_id.
+
+    Args:
+        folder: local folder or URI of the cache.
+        pano_ids: which rows; None for all. Only these are held in memory.
+
+    Returns:
+        pano_id, split, caption (N,) object; lat, lon (N,) float64 degrees; frames (N, V, S, S, 3) uint8.
+
+    Raises:
+        FileNotFoundError: the folder holds no cache.
+        ValueError: the files hold frames of different shapes, or the shape is not recorded.
+    """
+    dataset = _dataset(folder)
+    shapes = {(fragment.physical_schema.metadata or {}).get(SHAPE, b"") for fragment in dataset.get_fragments()}
+    if len(shapes) != 1 or b"" in shapes:
+        seen = ", ".join(sorted(shape.decode() or "none" for shape in shapes))
+        raise ValueError(f"{folder!r} records the frame shapes {seen}; one is needed. Write the frames again.")
+    shape = tuple(int(word) for word in shapes.pop().split(b","))
+    condition = None if pano_ids is None else ds.field("pano_id").isin(pa.array(list(pano_ids), pa.string()))
+    table = dataset.to_table(columns=[*COLUMNS, "frames"], filter=condition).combine_chunks().sort_by("pano_id")
+    rows = {name: table[name].to_numpy(zero_copy_only=False) for name in COLUMNS}
+    frames = np.empty((len(table), *shape), dtype=np.uint8)
+    start = 0
+    for chunk in table["frames"].chunks:
+        size = int(np.prod(shape))
+        flat = np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * size : (chunk.offset + len(chunk)) * size]
+        frames[start : start + len(chunk)] = flat.reshape(-1, *shape)
+        start += len(chunk)
+    return {**rows, "frames": frames}

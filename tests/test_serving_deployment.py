@@ -1,0 +1,182 @@
+"""The application on a real Ray Serve, on loopback, with a locator that needs no model."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import math
+import socket
+import statistics
+import time
+import urllib.parse
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_serving_limits import png
+
+from hedwig.serving import LocateAnswer, build, locate_remote, start, stop
+from hedwig.serving.deployment import describe_run
+
+
+def fake_loader():
+    """A loader whose class is local, so that it travels to the replica by value."""
+
+    def load(run):
+        import math
+        import os
+
+        from hedwig.panorama import decode_image
+
+        class Located(dict):
+            def to_dict(self):
+                return dict(self)
+
+        class Fake:
+            def locate(self, image, top_k=5, heading=math.nan):
+                return Located(
+                    pano_id=f"pid-{os.getpid()}",
+                    lat=float(decode_image(image).mean()),
+                    lon=0.25,
+                    cell_ids=list(range(top_k)),
+                    cell_probs=[1 / 3] * top_k,
+                    neighbour_ids=[run],
+                    neighbour_scores=[1.0],
+                    neighbour_lat=[0.1],
+                    neighbour_lon=[0.2],
+                    radius_km=math.nan,
+                    confidence=0.5,
+                )
+
+        return Fake()
+
+    return load
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def jpeg(width=512, height=256):
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize((width, height)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def url(ray_session):
+    address = start(
+        "run-of-nothing",
+        port=free_port(),
+        load=fake_loader(),
+        max_body_bytes=2 * 1024**2,
+        body_timeout_s=2.0,
+        ready_timeout_s=60.0,
+    )
+    yield address
+    stop()
+
+
+def send(url, method, path, body=None, **headers):
+    """One request on its own connection; the status, the headers and the JSON body."""
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=30)
+    try:
+        connection.request(method, path, body, {"Content-Type": "image/jpeg", **headers})
+        response = connection.getresponse()
+        return response.status, response.headers, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
+    data = jpeg()
+    first = locate_remote(url, data, top_k=2)
+    expected = json.loads(json.dumps(fake_loader()("run-of-nothing").locate(data, top_k=2).to_dict()))
+    answer = first.model_dump(include=set(expected))
+    assert {**answer, "pano_id": 0} == {**expected, "pano_id": 0, "radius_km": None}
+    assert not math.isnan(first.timings_ms["total"])
+
+    def chunks(count):
+        for _ in range(count):
+            yield bytes(2**18)
+
+    bad = [
+        (("POST", "/v1/locate", b"Dear Sir or Madam"), 415, "not_an_image"),
+        (("POST", "/v1/locate", b""), 400, "empty_body"),
+        (("POST", "/v1/locate", data[:-100]), 422, "bad_image"),
+        (("POST", "/v1/locate", png(10_000, 10_000)), 413, "too_many_pixels"),
+        (("POST", "/v1/locate", bytes(2 * 1024**2 + 1)), 413, "body_too_large"),
+        (("POST", "/v1/locate", chunks(9)), 413, "body_too_large"),
+        (("POST", "/v1/locate?top_k=99", data), 400, "bad_parameter"),
+        (("GET", "/v1/locate"), 405, "wrong_method"),
+        (("GET", "/nowhere"), 404, "not_found"),
+    ]
+    for request, status, code in bad:
+        seen, headers, body = send(url, *request)
+        assert (seen, body["error"]["code"]) == (status, code), request[:2]
+        assert headers["x-content-type-options"] == "nosniff"
+    status, _, body = send(url, "GET", "/healthz", Host="evil.example")
+    assert (status, body["error"]["code"]) == (400, "bad_host")
+
+    assert send(url, "POST", "/v1/locate", iter([data[:50], data[50:]]))[0] == 200
+    last = locate_remote(url, data, top_k=2)
+    assert last.pano_id == first.pano_id  # which names the replica's process
+    assert send(url, "GET", "/readyz")[0] == 200
+    assert send(url, "GET", "/v1/info")[2]["limits"]["max_body_bytes"] == 2 * 1024**2
+
+
+def test_slow_body_is_ended(url):
+    host, port = urllib.parse.urlsplit(url).netloc.split(":")
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(
+            b"POST /v1/locate HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+            b"Content-Length: 1000\r\n\r\n\xff\xd8\xff"
+        )
+        answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert 1.5 < time.monotonic() - began < 10
+
+
+def test_service_listens_on_loopback_only(url):
+    port = int(url.rsplit(":", 1)[1])
+    with open("/proc/net/tcp") as table:
+        listening = {line.split()[1] for line in table if line.split()[3] == "0A"}
+    assert [a for a in listening if int(a.split(":")[1], 16) == port] == [f"0100007F:{port:04X}"]
+
+
+def test_a_second_service_is_refused(url):
+    with pytest.raises(RuntimeError, match=r"stop\(\) first"):
+        start("other", port=free_port(), load=fake_loader())
+
+
+def test_latency_is_that_of_a_proxy_not_of_a_mistake(url):
+    data = jpeg()
+    timings = []
+    for _ in range(20):
+        began = time.perf_counter()
+        assert isinstance(locate_remote(url, data), LocateAnswer)
+        timings.append(time.perf_counter() - began)
+    assert statistics.median(timings) < 1.0
+
+
+def test_other_machines_are_not_served_without_being_asked_twice(monkeypatch):
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(ValueError, match="insecure=True"):
+            start("run", host=host)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ValueError, match="every interface"):
+        start("run")
+
+
+def test_options_are_checked_before_ray_starts():
+    with pytest.raises(ValueError, match="max_ongoing_requests is 0"):
+        build("run", max_ongoing_requests=0)
+
+
+def test_a_run_without_manifests_is_described_by_nothing(tmp_path):
+    assert describe_run(str(tmp_path)) == {}
