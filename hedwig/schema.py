@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test", "query")
+SPLITS = ("train", "val", "test", "buffer", "query")
 PROJECTIONS = ("equirectangular", "perspective", "frame strip", "bearings")
 
 

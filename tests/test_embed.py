@@ -12,6 +12,8 @@ from hedwig.embed import Embedder
 from hedwig.models.encoder import save_encoder
 from hedwig.models.viclip import TINY, random_viclip
 
+PX = TINY.frame_px
+
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
@@ -20,7 +22,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 def batch() -> dict[str, np.ndarray]:
-    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 64, 64, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, PX, PX, 3), dtype=np.uint8)
     caption = np.array(["a red house", None, "a red house", "  ", "two palm trees"], dtype=object)
     return {"pano_id": np.array(list("abcde")), "frames": frames, "caption": caption}
 
@@ -53,7 +55,7 @@ def test_rows_with_other_frames_fail_alone(embedder: Embedder, batch: dict[str, 
     frames[3] = batch["frames"][3, :7]
     out = embedder({**batch, "frames": frames})
     assert [reason is None for reason in out["failure"]] == [True, True, True, False, True]
-    assert "(7, 64, 64, 3)" in out["failure"][3]
+    assert f"(7, {PX}, {PX}, 3)" in out["failure"][3]
     keep = [0, 1, 2, 4]
     np.testing.assert_allclose(out["image_embedding"][keep], whole["image_embedding"][keep], atol=1e-6)
 
@@ -69,7 +71,7 @@ def test_embeddings_that_are_not_finite_fail(tmp_path: Path, batch: dict[str, np
 
 
 def test_empty_batch(embedder: Embedder) -> None:
-    out = embedder({"frames": np.zeros((0, 8, 64, 64, 3), dtype=np.uint8), "caption": np.array([], dtype=object)})
+    out = embedder({"frames": np.zeros((0, 8, PX, PX, 3), dtype=np.uint8), "caption": np.array([], dtype=object)})
     assert out["image_embedding"].shape == out["text_embedding"].shape == (0, 128)
 
 

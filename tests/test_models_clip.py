@@ -15,6 +15,8 @@ from hedwig.models.clip import CLIP_MEAN, CLIP_STD, MeanCLIP, load_clip, save_cl
 from hedwig.models.viclip import TINY, random_viclip
 from hedwig.models.weights import weights_digest
 
+PX = TINY.frame_px
+
 
 @pytest.fixture(scope="module")
 def clip() -> MeanCLIP:
@@ -23,7 +25,7 @@ def clip() -> MeanCLIP:
 
 @pytest.fixture
 def frames() -> torch.Tensor:
-    shape = (2, 8, 64, 64, 3)
+    shape = (2, 8, PX, PX, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -70,11 +72,11 @@ def test_text_is_open_clips(clip: MeanCLIP) -> None:
 
 
 def test_other_shapes_are_refused(clip: MeanCLIP) -> None:
-    for shape in ((8, 3, 64, 64), (1, 7, 3, 64, 64), (1, 8, 3, 32, 32)):
-        with pytest.raises(ValueError, match=r"\(B, 8, 3, 64, 64\), got"):
+    for shape in ((8, 3, PX, PX), (1, 7, 3, PX, PX), (1, 8, 3, PX // 2, PX // 2)):
+        with pytest.raises(ValueError, match=rf"\(B, 8, 3, {PX}, {PX}\), got"):
             clip.video_features(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"got \(8, 64, 64, 3\)"):
-        clip.video_features_uint8(torch.zeros(8, 64, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=rf"got \(8, {PX}, {PX}, 3\)"):
+        clip.video_features_uint8(torch.zeros(8, PX, PX, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\(B, 32\), got \(1, 77\)"):
         clip.text_features(torch.zeros(1, 77, dtype=torch.int64))
 
@@ -132,7 +134,7 @@ def test_quickgelu_mismatch_is_an_error(tmp_path: Path, clip: MeanCLIP) -> None:
     with pytest.raises(ValueError, match="trained with GELU"):
         load_clip("tiny", weights=tmp_path)
     card.write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
-    assert load_clip("tiny", weights=tmp_path, quick_gelu=False).frame_px == 64
+    assert load_clip("tiny", weights=tmp_path, quick_gelu=False).frame_px == PX
 
 
 def test_tiny_really_computes_quickgelu(clip: MeanCLIP) -> None:

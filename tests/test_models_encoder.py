@@ -13,6 +13,7 @@ from hedwig.models.encoder import VideoTextEncoder, load_encoder, save_encoder
 from hedwig.models.viclip import B16, TINY, ViCLIPConfig, random_viclip, save_viclip
 from hedwig.models.weights import weights_digest
 
+PX = TINY.frame_px
 CAPTIONS = [f"a road number {i} beside {'a red ' * (i % 3)}house" for i in range(9)]
 
 
@@ -23,11 +24,11 @@ def encoder(request: pytest.FixtureRequest) -> VideoTextEncoder:
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (9, 8, 64, 64, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (9, 8, PX, PX, 3), dtype=np.uint8)
 
 
 def test_attributes_and_unit_norm(encoder: VideoTextEncoder, frames: np.ndarray) -> None:
-    assert (encoder.image_dim, encoder.text_dim, encoder.frame_px, encoder.num_frames) == (128, 128, 64, 8)
+    assert (encoder.image_dim, encoder.text_dim, encoder.frame_px, encoder.num_frames) == (128, 128, PX, 8)
     assert encoder.weights_note == "random weights (seed 0)"
     assert encoder.model_id == f"{encoder.name}@{encoder.weights_digest[:12]}"
     for vectors in (encoder.encode_frames(frames), encoder.encode_text(CAPTIONS)):
@@ -59,7 +60,7 @@ def test_read_only_and_strided_frames_and_no_rows(encoder: VideoTextEncoder, fra
     locked = frames[:2].copy()
     locked.flags.writeable = False
     assert np.array_equal(encoder.encode_frames(locked), expected)
-    wide = np.zeros((2, 8, 64, 64, 6), dtype=np.uint8)
+    wide = np.zeros((2, 8, PX, PX, 6), dtype=np.uint8)
     wide[..., ::2] = frames[:2]
     assert np.array_equal(encoder.encode_frames(wide[..., ::2]), expected)
     assert encoder.encode_frames(frames[:0]).shape == (0, 128)
@@ -67,8 +68,8 @@ def test_read_only_and_strided_frames_and_no_rows(encoder: VideoTextEncoder, fra
 
 
 def test_other_frames_are_refused(encoder: VideoTextEncoder, frames: np.ndarray) -> None:
-    for bad in (frames[0], frames[:, :7], frames[:, :, :32], frames.astype(np.float32)):
-        with pytest.raises(ValueError, match=r"takes uint8 frames .*\(B, 8, 64, 64, 3\), got"):
+    for bad in (frames[0], frames[:, :7], frames[:, :, : PX // 2], frames.astype(np.float32)):
+        with pytest.raises(ValueError, match=rf"takes uint8 frames .*\(B, 8, {PX}, {PX}, 3\), got"):
             encoder.encode_frames(bad)
 
 
@@ -113,7 +114,7 @@ def test_seed_decides(frames: np.ndarray) -> None:
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     config = ViCLIPConfig(32, 16, 8, 64, 1, 2, 64, 1, 2, 32)
     save_viclip(random_viclip(config, 0), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"another size than 'viclip-tiny': frame_px=32 instead of 64"):
+    with pytest.raises(ValueError, match=f"another size than 'viclip-tiny': frame_px=32 instead of {PX}"):
         load_encoder("viclip-tiny", weights=str(tmp_path))
     with pytest.raises(ValueError, match=f"frame_px=32 instead of {B16.frame_px}"):
         load_encoder("viclip-b16", weights=str(tmp_path))

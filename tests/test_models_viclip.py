@@ -383,8 +383,8 @@ def test_missing_file_and_non_tensors(tmp_path: Path) -> None:
 
 
 def test_config_refuses_impossible_sizes() -> None:
-    with pytest.raises(ValueError, match="frame_px=65 must be a multiple of patch_px=16"):
-        replace(TINY, frame_px=65)
+    with pytest.raises(ValueError, match="frame_px=33 must be a multiple of patch_px=16"):
+        replace(SMALL, frame_px=33)
     with pytest.raises(ValueError, match="vision_layers=0"):
         replace(TINY, vision_layers=0)
     with pytest.raises(ValueError, match="text_width=64 must be a multiple of text_heads=3"):

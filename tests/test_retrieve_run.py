@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hedwig import storage
 from hedwig.captions import TemplateCaptioner
 from hedwig.embed import Embedder
 from hedwig.index import GeocellIndex
+from hedwig.models.encoder import load_encoder, save_encoder
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.retrieve import Hedwig, Predictor, Retriever, load_retriever
@@ -59,9 +61,15 @@ def publish(folder: Path, kind: str, config: dict[str, Any], inputs: tuple[str, 
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoilt at will."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """References embedded by the real stages, random head, index: the smallest complete run."""
-    root = tmp_path / "run"
+    root = tmp_path_factory.mktemp("finished") / "run"
     slicing = {"mode": "wrap", "num_frames": 8}
     embedder = Embedder(encoder_name="viclip-tiny")
     slicer = PanoramaSlicer(slicing=Slicing(frame_px=embedder.encoder.frame_px, **slicing))
@@ -88,7 +96,6 @@ def run(tmp_path: Path) -> Path:
     image_dim, text_dim = batch["image_embedding"].shape[1], batch["text_embedding"].shape[1]
     geolocator = Geolocator(GeolocatorConfig(image_dim, text_dim, True, 16, NUM_CELLS)).eval()
     geolocator.save(root / "geolocator")
-    (root / "geolocator" / "calibration.json").write_text(json.dumps({"radius_scale": 3.0}))
     publish(root / "geolocator", "geolocator", {}, ("embeddings", "geocells"))
 
     with torch.inference_mode():
@@ -97,9 +104,10 @@ def run(tmp_path: Path) -> Path:
     lat, lon = 10.0 * cells + 0.01 * np.arange(NUM_REFERENCES), -20.0 * cells
     index = GeocellIndex.build(projected, cells, batch["pano_id"], lat, lon, num_cells=NUM_CELLS, storage="fp32")
     index.save(root / "index")
+    (root / "index" / "calibration.json").write_text(json.dumps({"radius_scale": 3.0}))
     settings = {"embedding": "projected", "storage": "fp32", "retrieve": {"num_cells": NUM_CELLS, "num_neighbours": 3}}
     publish(root / "index", "index", settings, ("embeddings", "geocells", "geolocator"))
-    np.savez(tmp_path / "embedded.npz", **{k: batch[k] for k in ("image_embedding", "text_embedding")})
+    np.savez(root.parent / "embedded.npz", **{k: batch[k] for k in ("image_embedding", "text_embedding")})
     return root
 
 
@@ -126,7 +134,10 @@ def test_only_pixels_count(run: Path, tmp_path: Path) -> None:
     with Image.open(tagged) as image:
         for same in (str(tagged), tagged.read_bytes(), image, pixels):
             assert hedwig.locate(same) == expected
-    assert hedwig.locate_many([plain, picture(4), tagged])[2] == expected
+    many = hedwig.locate_many([plain, picture(4), tagged])
+    assert many[2] == many[0]
+    assert many[0].neighbour_ids == expected.neighbour_ids  # a larger batch may round its products otherwise
+    np.testing.assert_allclose(many[0].cell_probs, expected.cell_probs, rtol=1e-5)
     assert hedwig.locate(picture(4)) != expected
 
 
@@ -165,8 +176,8 @@ def test_what_is_no_image_is_refused(run: Path, tmp_path: Path) -> None:
     assert hedwig.locate_many([]) == []
 
 
-def test_the_stage_gives_what_the_library_gives(run: Path, tmp_path: Path) -> None:
-    columns = dict(np.load(tmp_path / "embedded.npz"))
+def test_the_stage_gives_what_the_library_gives(run: Path, finished_run: Path) -> None:
+    columns = dict(np.load(finished_run.parent / "embedded.npz"))
     columns["pano_id"] = np.array([f"x{i}" for i in range(NUM_REFERENCES)], dtype=object)
     out = Predictor(run=str(run), num_neighbours=2)(columns)
     located = Hedwig.load(str(run)).locate_many([picture(i) for i in range(NUM_REFERENCES)])
@@ -184,6 +195,24 @@ def test_settings_come_from_the_predictions_then_the_index_then_the_caller(run: 
     publish(run / "predictions", "predictions", {"retrieve": {"num_cells": 4, "refine": "mean"}}, ("index",))
     second = load_retriever(str(run), num_neighbours=9, radius_scale=1.0)
     assert (second.num_cells, second.num_neighbours, second.refine, second.radius_scale) == (4, 9, "mean", 1.0)
+    manifest = run / "index" / "manifest.json"
+    manifest.write_text(
+        manifest.read_text() + "\n"
+    )  # the index was made anew, with new settings: the old ones are void
+    assert load_retriever(str(run)).num_cells == 6
+
+
+def test_weights_inside_the_run_move_with_it(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    encoder = load_encoder("viclip-tiny", seed=5)
+    save_encoder(encoder.module, "viclip-tiny", run / "encoder" / "viclip-tiny", "trained")
+    config = {"encoder": {**ENCODER, "weights": "encoder/viclip-tiny"}, "slicing": {"mode": "wrap"}}
+    changed = storage.Manifest("embeddings", "", 1, 1, 0, config, details={"model_id": encoder.model_id})
+    monkeypatch.setattr("hedwig.retrieve.run.load_retriever", lambda run, device: None)
+    monkeypatch.setattr("hedwig.retrieve.run._manifest", lambda run, name: changed)
+    monkeypatch.chdir(tmp_path)
+    assert Hedwig.load("run").embedder.encoder.model_id == encoder.model_id
+    shutil.move(run / "encoder", tmp_path / "encoder")  # not in the run: then from where one stands
+    assert Hedwig.load("run").embedder.encoder.model_id == encoder.model_id
 
 
 @pytest.mark.parametrize(
@@ -210,7 +239,7 @@ def test_an_index_that_does_not_say_what_it_was_made_from_is_refused(run: Path) 
     ("file", "command"),
     [
         ("geolocator/model.safetensors", "train"),
-        ("geolocator/calibration.json", "train"),
+        ("index/calibration.json", "index"),
         ("geocells/geocells.csv", "geocells"),
         ("index/index.faiss", "index"),
         ("index/rows.parquet", "index"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import json
@@ -10,6 +11,7 @@ import socket
 import statistics
 import time
 import urllib.parse
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from test_serving_limits import png
 
 from hedwig.serving import LocateAnswer, build, locate_remote, start, stop
 from hedwig.serving.deployment import describe_run
+from hedwig.storage import publish
 
 
 def fake_loader():
@@ -70,7 +73,7 @@ def jpeg(width=512, height=256):
 @pytest.fixture(scope="module")
 def url(ray_session):
     address = start(
-        "run-of-nothing",
+        "/run-of-nothing",
         port=free_port(),
         load=fake_loader(),
         max_body_bytes=2 * 1024**2,
@@ -95,7 +98,7 @@ def send(url, method, path, body=None, **headers):
 def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
     data = jpeg()
     first = locate_remote(url, data, top_k=2)
-    expected = json.loads(json.dumps(fake_loader()("run-of-nothing").locate(data, top_k=2).to_dict()))
+    expected = json.loads(json.dumps(fake_loader()("/run-of-nothing").locate(data, top_k=2).to_dict()))
     answer = first.model_dump(include=set(expected))
     assert {**answer, "pano_id": 0} == {**expected, "pano_id": 0, "radius_km": None}
     assert not math.isnan(first.timings_ms["total"])
@@ -154,6 +157,11 @@ def test_a_second_service_is_refused(url):
         start("other", port=free_port(), load=fake_loader())
 
 
+def test_replicas_that_can_never_be_placed_are_refused(url):
+    with pytest.raises(RuntimeError, match="3 replicas need 300 CPUs"):
+        start("other", port=free_port(), load=fake_loader(), num_replicas=3, num_cpus=100)
+
+
 def test_latency_is_that_of_a_proxy_not_of_a_mistake(url):
     data = jpeg()
     timings = []
@@ -178,5 +186,18 @@ def test_options_are_checked_before_ray_starts():
         build("run", max_ongoing_requests=0)
 
 
-def test_a_run_without_manifests_is_described_by_nothing(tmp_path):
+def test_a_run_is_described_by_its_manifests_and_its_encoder(tmp_path):
     assert describe_run(str(tmp_path)) == {}
+    for name, details in (("index", {}), ("geocells", {"num_cells": 7})):
+        (tmp_path / name).mkdir()
+        publish(
+            str(tmp_path / name), kind=name, config={}, inputs={}, num_in=40, num_out=40, details=details, seconds=0.0
+        )
+    encoder = SimpleNamespace(model_id="tiny@0123", weights_note="random")
+    assert describe_run(str(tmp_path), SimpleNamespace(embedder=SimpleNamespace(encoder=encoder))) == {
+        "num_references": 40,
+        "num_cells": 7,
+        "run_digest": hashlib.sha256((tmp_path / "index" / "manifest.json").read_bytes()).hexdigest(),
+        "model": "tiny@0123",
+        "weights": "random",
+    }

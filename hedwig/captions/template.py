@@ -139,7 +139,8 @@ class TemplateCaptioner:
             first.append([f"{light[index]} street", f"{colours[index]} ground", f"{trees[index]} trees",
                           f"{weather[index]} {opening[index]} sky", road[index]])  # fmt: skip
             last.append([f"{warmth[index]} tint", f"{walls[index]} walls", f"{contrast[index]} light"])
-        glare = np.sort(luma.reshape(*luma.shape[:2], -1), axis=2)[..., -max(1, side * side // 50) :].mean(axis=2)
+        brightest = np.sort(luma.reshape(*luma.shape[:2], side * side), axis=2)
+        glare = brightest[..., -max(1, side * side // 50) :].mean(axis=2)
         glare = glare + 0.25 * luma.mean(axis=(2, 3))
         ahead = glare.max(axis=1) - np.median(glare, axis=1)
         return {"first": first, "last": last, "sun": np.where(ahead > 4, glare.argmax(axis=1), -1)}

@@ -210,9 +210,7 @@ class Geography:
             names.append(np.where(rows >= 0, layer.names[rows], ""))
         return AdminTable(country, names[0], names[1], km)
 
-    def _by_place(
-        self, places: _Places, lat: Floats, lon: Floats, country: Strings, polygon_km: Floats
-    ) -> AdminTable:
+    def _by_place(self, places: _Places, lat: Floats, lon: Floats, country: Strings, polygon_km: Floats) -> AdminTable:
         row, km = places.nearest(lat, lon, country)
         found = row >= 0
         columns = {name: places.table[name].to_numpy(dtype=object)[row] for name in ("country", "admin1", "admin2")}
@@ -270,9 +268,7 @@ def wrapped(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
     return lat.copy(), np.where(np.abs(lon) < 180, lon, (lon + 180) % 360 - 180)
 
 
-def _read_polygons(
-    source: PolygonSource | Sequence[PolygonSource], column: str
-) -> tuple[Strings, NDArray[np.object_]]:
+def _read_polygons(source: PolygonSource | Sequence[PolygonSource], column: str) -> tuple[Strings, NDArray[np.object_]]:
     if isinstance(source, (list, tuple)):
         read = [_read_polygons(one, column) for one in source]
         return np.concatenate([names for names, _ in read]), np.concatenate([shapes for _, shapes in read])
@@ -288,7 +284,9 @@ def _read_polygons(
     frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty & frame.geom_type.isin(["Polygon", "MultiPolygon"])]
     if len(frame) == 0:
         raise ValueError(f"The source with column {column!r} holds no polygons; give it areas, not points or lines.")
-    names = np.array([str(name) if isinstance(name, str) or pd.notna(name) else "" for name in frame[column]], dtype=object)
+    names = np.array(
+        [str(name) if isinstance(name, str) or pd.notna(name) else "" for name in frame[column]], dtype=object
+    )
     return names, frame.geometry.to_numpy()
 
 

@@ -2,10 +2,9 @@
 
 k-means++ seeds, Lloyd iterations on unit vectors (Dhillon & Modha 2001: the centre is the normalised mean), and an
 assignment that respects `min_size <= cell <= max_size`. Where the nearest centres already satisfy the bounds this is
-plain spherical k-means. Otherwise each centre gets a price that is added to the cost 1 - cos (a power diagram, so that
-cells stay compact), and the few violations left by the prices are repaired exactly by shifting points along cheapest
-chains of neighbouring cells. A min-cost flow over all points would give the optimum and take minutes at 20,000 points;
-this takes seconds and promises the bounds, not the optimum.
+plain spherical k-means. Otherwise points are shifted along the cheapest chains of cells (a crowded cell hands a point to
+its neighbour, which hands one to the next, until one has room): the shortest paths of a min-cost flow, but on the graph
+of cells instead of points and several at a time. It promises the bounds, and a cost near the optimum, not the optimum.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LLOYD_STEPS = 50
-BOUNDED_STEPS = 8
-PRICE_STEPS = 60
-NUM_CANDIDATES = 16  # nearest centres a point may go to before chains are tried through all of them
+BOUNDED_STEPS = 5
+NUM_CANDIDATES = 16  # nearest centres a point may go to, unless the bounds need more
 
 
 def spherical_kmeans(
@@ -85,110 +83,87 @@ def _seeds(points: Floats, num_cells: int, rng: np.random.Generator) -> Floats:
 
 def _means(points: Floats, labels: Ints, centres: Floats) -> Floats:
     """Normalised means (C, D) of the members; a cell without any, or whose members cancel, keeps its centre."""
-    sums = np.stack(
-        [np.bincount(labels, weights=column, minlength=len(centres)) for column in points.T], axis=1
-    )
+    sums = np.stack([np.bincount(labels, weights=column, minlength=len(centres)) for column in points.T], axis=1)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.where(norms > 1e-9, sums / np.maximum(norms, 1e-300), centres)
 
 
 def _bounded_assignment(points: Floats, centres: Floats, min_size: int, max_size: int) -> Ints:
-    """Labels (N,) within the bounds, near the cheapest for these centres."""
+    """Labels (N,) within the bounds: nearest centres, then the cheapest chains of moves that mend the sizes."""
     k = min(NUM_CANDIDATES, len(centres))
     chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
-    cost, cells = np.asarray(chord**2 / 2, dtype=np.float64), np.asarray(cells, dtype=np.int64)  # 1 - cos
-    prices = _prices(cost, cells, len(centres), min_size, max_size)
-    labels = cells[np.arange(len(points)), np.argmin(cost + prices[cells], axis=1)]
-    if _repair(labels, cost, cells, len(centres), min_size, max_size):
-        return labels
-    every = np.broadcast_to(np.arange(len(centres)), (len(points), len(centres)))
-    _repair(labels, 1 - points @ centres.T, every, len(centres), min_size, max_size)
+    labels = np.asarray(cells[:, 0], dtype=np.int64).copy()
+    while not _repair(labels, chord**2 / 2, cells, len(centres), min_size, max_size):  # chord^2 / 2 is 1 - cos
+        k = min(4 * k, len(centres))  # with all centres as candidates a chain always exists
+        chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
     return labels
 
 
-def _prices(cost: Floats, cells: Ints, num_cells: int, min_size: int, max_size: int) -> Floats:
-    """Prices (C,) under which cells (N, K) chosen by cost + price come close to the bounds.
-
-    Each round a cell that is too full raises its price until just the surplus prefers its second choice, and one that
-    is too empty lowers its until just the missing points prefer it; half steps keep neighbours from overshooting.
-    """
-    prices = np.zeros(num_cells)
-    best, fewest = prices, np.inf
-    rows = np.arange(len(cost))
-    for _ in range(PRICE_STEPS):
-        total = cost + prices[cells]
-        first = np.argmin(total, axis=1)
-        lowest = total[rows, first]
-        labels = cells[rows, first]
-        sizes = np.bincount(labels, minlength=num_cells)
-        violation = np.maximum(sizes - max_size, 0).sum() + np.maximum(min_size - sizes, 0).sum()
-        if violation < fewest:
-            best, fewest = prices.copy(), violation
-        if violation == 0 or cells.shape[1] == 1:
-            break
-        total[rows, first] = np.inf
-        slack = total.min(axis=1) - lowest
-        total[rows, first] = lowest
-        step = np.zeros(num_cells)
-        for cell in np.flatnonzero(sizes > max_size):
-            members = np.sort(slack[labels == cell])
-            step[cell] = members[sizes[cell] - max_size - 1]
-        for cell in np.flatnonzero(sizes < min_size):
-            gaps = np.sort((total - lowest[:, None])[(cells == cell) & (labels != cell)[:, None]])
-            if len(gaps):
-                step[cell] = -gaps[min(min_size - sizes[cell], len(gaps)) - 1]
-        prices = prices + 0.5 * step + 1e-12 * np.sign(step)
-    return best
-
-
 def _repair(labels: Ints, cost: Floats, cells: Ints, num_cells: int, min_size: int, max_size: int) -> bool:
-    """Shift points in place along cheapest chains of cells until the bounds hold; False when no chain exists."""
+    """Shift points in place along chains of cells until the bounds hold; False when the candidates offer no chain."""
     sizes = np.bincount(labels, minlength=num_cells)
+    arcs = [_arcs(cell, labels, cost, cells) for cell in range(num_cells)]
     while True:
         if (sizes > max_size).any():
-            sources, sinks = sizes > max_size, sizes < max_size
+            surplus, room = np.maximum(sizes - max_size, 0), np.maximum(max_size - sizes, 0)
         elif (sizes < min_size).any():
-            sources, sinks = sizes > min_size, sizes < min_size
+            surplus, room = np.maximum(sizes - min_size, 0), np.maximum(min_size - sizes, 0)
         else:
             return True
-        moves = _cheapest_chain(labels, cost, cells, sources, sinks)
+        moves = _cheapest_chains(arcs, surplus, room)
         if not moves:
             return False
+        touched = {cell for point, cell in moves} | {int(labels[point]) for point, _ in moves}
         for point, cell in moves:
             sizes[labels[point]] -= 1
             sizes[cell] += 1
             labels[point] = cell
+        for cell in touched:
+            arcs[cell] = _arcs(cell, labels, cost, cells)
 
 
-def _cheapest_chain(
-    labels: Ints, cost: Floats, cells: Ints, sources: NDArray[np.bool_], sinks: NDArray[np.bool_]
-) -> list[tuple[int, int]]:
-    """Moves (point, new cell) that take one point out of some source and bring one into some sink."""
-    num_cells = len(sources)
-    current = np.where(cells == labels[:, None], cost, 0).sum(axis=1)
-    arcs = labels[:, None] * num_cells + cells
-    extra = cost - current[:, None]
-    away = (cells != labels[:, None]).ravel()
-    arcs, extra = arcs.ravel()[away], extra.ravel()[away]
-    owner = np.repeat(np.arange(len(labels)), cells.shape[1])[away]
-    order = np.lexsort((owner, extra, arcs))
-    first = order[np.r_[True, np.diff(arcs[order]) > 0]] if len(order) else order
-    tail, head, price, mover = arcs[first] // num_cells, arcs[first] % num_cells, extra[first], owner[first]
-    reach = np.where(sources, 0.0, np.inf)
-    via = np.full(num_cells, -1, dtype=np.int64)
-    for _ in range(num_cells):  # Bellman-Ford: moving back towards the own centre has a negative price
+def _arcs(cell: int, labels: Ints, cost: Floats, cells: Ints) -> tuple[Ints, Ints, Floats, Ints]:
+    """Ways out of a cell: its number (A,), each cell a member may go to (A,), the least extra cost, the member."""
+    members = np.flatnonzero(labels == cell)
+    here = cells[members] == cell
+    extra = (cost[members] - np.where(here, cost[members], 0).sum(axis=1, keepdims=True))[~here]
+    heads = cells[members][~here]
+    movers = np.broadcast_to(members[:, None], here.shape)[~here]
+    order = np.lexsort((movers, extra, heads))
+    order = order[np.diff(heads[order], prepend=-1) > 0]
+    return np.full(len(order), cell), heads[order], extra[order], movers[order]
+
+
+def _cheapest_chains(arcs: list[tuple[Ints, Ints, Floats, Ints]], surplus: Ints, room: Ints) -> list[tuple[int, int]]:
+    """Moves (point, new cell) along shortest chains from cells with surplus to cells with room, no point moved twice.
+
+    The successive shortest paths of min-cost flow, except that a round takes several of them at once.
+    """
+    tail, head, price, mover = (np.concatenate(column) for column in zip(*arcs, strict=True))
+    reach = np.where(surplus > 0, 0.0, np.inf)
+    via = np.full(len(surplus), -1, dtype=np.int64)
+    price = np.maximum(price, 0)  # a way back to the nearest centre saves cost; as a gain it could close a cycle
+    for _ in range(len(surplus)):  # Bellman-Ford
         offer = reach[tail] + price
-        better = np.flatnonzero(offer < reach[head] - 1e-15)
+        better = np.flatnonzero(offer < reach[head] - 1e-12)
         if len(better) == 0:
             break
         better = better[np.lexsort((offer[better], head[better]))]
-        better = better[np.r_[True, np.diff(head[better]) > 0]]
+        better = better[np.diff(head[better], prepend=-1) > 0]
         reach[head[better]], via[head[better]] = offer[better], better
-    if not np.isfinite(reach[sinks]).any():
-        return []
-    cell = int(np.argmin(np.where(sinks, reach, np.inf)))
-    moves = []
-    while via[cell] >= 0 and len(moves) < num_cells:
-        moves.append((int(mover[via[cell]]), cell))
-        cell = int(tail[via[cell]])
+    moves: list[tuple[int, int]] = []
+    moved: set[int] = set()
+    surplus = surplus.copy()
+    for sink in np.argsort(reach, kind="stable"):
+        if room[sink] == 0 or not np.isfinite(reach[sink]):
+            continue
+        chain, cell = [], int(sink)
+        while via[cell] >= 0:
+            chain.append((int(mover[via[cell]]), cell))
+            cell = int(tail[via[cell]])
+        movers = {point for point, _ in chain}
+        if surplus[cell] > 0 and not movers & moved:
+            surplus[cell] -= 1
+            moved |= movers
+            moves += chain
     return moves

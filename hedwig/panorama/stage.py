@@ -1,7 +1,7 @@
 """The stage that turns image bytes into frames: decode and slice in a few threads, one failure text per bad row.
 
-Threads and not processes, because decoding, hashing and resizing release the interpreter lock (two threads do 1.8
-times the work of one). Frames stay uint8. The stage fetches nothing and knows nothing of Ray.
+Threads and not processes, because decoding, hashing and resizing release the interpreter lock. Frames stay uint8. The
+stage fetches nothing and knows nothing of Ray.
 """
 
 from __future__ import annotations

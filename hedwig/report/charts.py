@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from hedwig.metrics import wilson_interval
 from hedwig.report.content import Floats, column
@@ -28,6 +28,7 @@ from hedwig.report.drawing import (
     PALE,
     PURPLE,
     VERMILLION,
+    WIDTH_IN,
     new_figure,
     plain_axes,
     say_empty,
@@ -54,11 +55,12 @@ def draw_error_cdf(errors_km: Mapping[str, Any], *, synthetic: bool = False) -> 
     errors = {name: column(errors_km, name) for name in errors_km}
     errors = {name: np.sort(e[np.isfinite(e)]) for name, e in errors.items()}
     errors = {name: e for name, e in errors.items() if len(e)}
-    figure = new_figure(10.0, 5.0)
-    axes = figure.add_axes((0.065, 0.115, 0.655, 0.695))
+    figure = new_figure(WIDTH_IN, 4.7)
+    axes = figure.add_axes((0.07, 0.125, 0.615, 0.67))
     num_queries = max((len(e) for e in errors.values()), default=0)
     title(figure, "How far off the answers are", f"share of {num_queries:,} queries within a distance", synthetic)
     plain_axes(axes)
+    axes.tick_params(axis="x", pad=6)
     # a thousandth of the queries may fall off the left end, but never a named threshold
     lowest = min((float(np.quantile(np.maximum(e, 1e-3), 0.02)) for e in errors.values()), default=1.0)
     start = float(np.clip(10 ** np.floor(np.log10(lowest)), 0.01, 0.5))
@@ -84,7 +86,7 @@ def draw_error_cdf(errors_km: Mapping[str, Any], *, synthetic: bool = False) -> 
             handles.append(line)
     if errors:
         legend = figure.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(0.735, 0.83), frameon=False, fontsize=9.5,
+            handles=handles, loc="upper left", bbox_to_anchor=(0.705, 0.81), frameon=False, fontsize=9.5,
             labelcolor=INK, handlelength=2.0, labelspacing=0.45, borderpad=0,
         )  # fmt: skip
         for handle, text in zip(handles, legend.get_texts(), strict=True):
@@ -111,11 +113,17 @@ def draw_calibration(queries: Mapping[str, Any], *, coverage: float | None = Non
     names = ("error_km", "radius_km", "confidence")
     num_rows = max((len(np.ravel(queries[name])) for name in names if queries.get(name) is not None), default=0)
     error, radius, confidence = (column(queries, name, num_rows) for name in names)
-    figure = new_figure(10.0, 4.5)
-    title(figure, "May radius and confidence be believed?", "each query with its own statement", synthetic)
-    panels = [figure.add_axes((left, 0.135, 0.265, 0.6)) for left in (0.065, 0.395, 0.715)]
+    figure = new_figure(WIDTH_IN, 3.9)
+    title(
+        figure,
+        "May radius and confidence be believed?",
+        f"what {num_rows:,} queries said of themselves, and how they fared",
+        synthetic,
+    )
+    panels = [figure.add_axes((left, 0.135, 0.24, 0.62)) for left in (0.075, 0.41, 0.745)]
     for axes in panels:
         plain_axes(axes)
+        axes.tick_params(labelsize=8, pad=4)
     _radius_panel(panels[0], error, radius, coverage)
     _selection_panel(panels[1], error, confidence)
     _confidence_panel(panels[2], error, confidence)
@@ -158,7 +166,7 @@ def _selection_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
     if keep.sum() < 5:
         return say_empty(axes, "too few queries with a confidence")
     error = np.maximum(error[keep][np.argsort(-confidence[keep], kind="stable")], 0.01)
-    counts = np.unique(np.linspace(min(len(error), 5), len(error), 80).astype(int))
+    counts = np.unique(np.linspace(min(len(error), max(5, len(error) // 20)), len(error), 80).astype(int))
     axes.plot(counts / len(error), [np.median(error[:n]) for n in counts], color=BLUE, linewidth=2.2)
     axes.axhline(float(np.median(error)), color=MUTED, linewidth=1, linestyle=(0, (5, 2)))
     axes.set_yscale("log")
@@ -173,6 +181,7 @@ def _selection_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
     axes.yaxis.set_ticks(ticks, labels=[f"{t:,g}" for t in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, 1.01)
+    axes.set_xticks(np.linspace(0, 1, 5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("share of queries answered")
     axes.set_ylabel("median error, km", labelpad=1)
@@ -181,7 +190,7 @@ def _selection_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
 def _confidence_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
     """Share of good answers in equally filled bins of confidence, with Wilson's 95 % intervals."""
     keep = np.isfinite(error) & np.isfinite(confidence)
-    _heading(axes, "Confidence against outcome")
+    _heading(axes, "Outcome by confidence")
     if keep.sum() < 5:
         return say_empty(axes, "too few queries with a confidence")
     order = np.argsort(confidence[keep], kind="stable")
@@ -196,6 +205,8 @@ def _confidence_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1.2, zorder=1)
     axes.set_xlim(0, right)
     axes.set_ylim(0, 1.01)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.legend(loc="best", frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.4)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("stated confidence")
@@ -207,13 +218,13 @@ def _threshold_lines(axes: Axes) -> None:
     for km, word in THRESHOLDS_KM.items():
         axes.axvline(float(km), color=PALE, linewidth=1, zorder=2)
         axes.annotate(
-            f"{word}\n{int(km):,} km", (float(km), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
+            f"{word}\n{int(km):,}", (float(km), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
             textcoords="offset points", ha="center", va="bottom", size=8, color=MUTED, linespacing=1.25,
         )  # fmt: skip
 
 
 def _heading(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", size=10, color=INK, weight="bold", pad=8)
+    axes.set_title(text, loc="left", size=9.5, color=INK, weight="bold", pad=8)
 
 
 def _ascii(text: str) -> str:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 
 __all__ = [
     "BLUE", "COAST", "GREEN", "INK", "LAND", "MAX_PNG_BYTES", "MUTED", "ORANGE", "PALE", "PURPLE", "SEA", "VERMILLION",
@@ -23,7 +24,7 @@ __all__ = [
 INK, MUTED, PALE = "#1f2933", "#66727f", "#cbd2d9"
 LAND, SEA, COAST = "#e3e0d8", "#f3f7fa", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#a0568a", "#e69f00"
-MAX_PNG_BYTES = 400_000
+MAX_PNG_BYTES, WIDTH_IN = 400_000, 8.4
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -73,11 +74,17 @@ def error_scale() -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("error_km", [viridis(0.86 * (1 - i / 15)) for i in range(16)])
 
 
-def png_bytes(figure: Figure, *, dpi: int = 150, max_bytes: int = MAX_PNG_BYTES) -> bytes:
-    """The figure as PNG, at a lower resolution where the full one would be larger than `max_bytes`."""
-    for step_dpi in (dpi, int(dpi * 0.8), int(dpi * 0.6), int(dpi * 0.45)):
+def png_bytes(figure: Figure, *, dpi: int = 160, max_bytes: int = MAX_PNG_BYTES) -> bytes:
+    """The figure as PNG: all its colours if they fit in `max_bytes`, else 256 of them, at last fewer pixels."""
+    for step_dpi in (dpi, int(dpi * 0.75), int(dpi * 0.5), int(dpi * 0.35)):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=step_dpi, metadata={"Software": "hedwig"})
+        if buffer.tell() <= max_bytes:
+            break
+        image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        smaller = io.BytesIO()
+        image.save(smaller, format="PNG")
+        buffer = min(buffer, smaller, key=lambda b: b.tell())
         if buffer.tell() <= max_bytes:
             break
     return buffer.getvalue()

@@ -18,7 +18,7 @@ figure img,.strip{filter:brightness(.93)}}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:break-word}
-main,header,footer{max-width:1280px;margin:0 auto;padding:0 28px}
+main,header,footer{max-width:1360px;margin:0 auto;padding:0 28px}
 header{padding-top:34px}
 h1{font-size:1.9rem;line-height:1.2;margin:0;letter-spacing:-.015em;text-wrap:balance}
 h2{font-size:1.22rem;margin:3.2rem 0 .7rem;letter-spacing:-.005em}
@@ -30,19 +30,19 @@ border-radius:999px;font-size:.74rem;font-weight:600;padding:.05em .7em;vertical
 .verdict{font-size:1.1rem;line-height:1.45;max-width:62em;margin:.8rem 0 .4rem;padding-left:.85rem;
 border-left:4px solid var(--muted);text-wrap:pretty}
 .verdict.good{border-color:var(--good)}.verdict.bad{border-color:var(--bad)}
-.first{display:grid;grid-template-columns:minmax(0,1.16fr) minmax(0,1fr);gap:30px;align-items:start;margin-top:1.4rem}
+.first{display:grid;grid-template-columns:minmax(0,1.42fr) minmax(0,1fr);gap:28px;align-items:start;margin-top:1.4rem}
 .two{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:26px}
 figure{margin:0}figure img{display:block;width:100%;height:auto;background:#fff;border:1px solid var(--faint);
 border-radius:8px}
 figcaption{margin-top:.45rem}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.wide+.wide{margin-top:1.4rem}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 caption{text-align:left;padding-bottom:.5rem}
-th,td{padding:.34rem .6rem;text-align:right;vertical-align:baseline;border-bottom:1px solid var(--faint)}
+th,td{padding:.3rem .45rem;text-align:right;vertical-align:baseline;border-bottom:1px solid var(--faint)}
 th:first-child,td:first-child{text-align:left;padding-left:.5rem}
 td.text,th.text{text-align:left}
 thead th{font-weight:600;color:var(--muted);white-space:nowrap;border-bottom:1.5px solid var(--muted)}
-tbody th{font-weight:500}
+tbody th{font-weight:500;white-space:nowrap}
 tbody th[scope=rowgroup]{color:var(--muted);font-size:.78rem;font-weight:600;padding-top:.85rem;
 border-bottom-color:var(--muted)}
 tr.ours>*{background:var(--ours)}tr.ours th,tr.ours td{font-weight:650}
@@ -68,7 +68,8 @@ dt{color:var(--muted)}dd{margin:0}
 footer{margin-top:3.5rem;padding-top:1rem;padding-bottom:3rem;border-top:1px solid var(--faint);
 color:var(--muted);font-size:.84rem}
 footer ul{padding-left:1.1rem;margin:.3rem 0}
-@media (max-width:1000px){.first,.two,.example{grid-template-columns:minmax(0,1fr)}main,header,footer{padding:0 16px}
+@media (max-width:1240px){.first{grid-template-columns:minmax(0,1fr)}.first figure{max-width:900px}}
+@media (max-width:1000px){.two,.example{grid-template-columns:minmax(0,1fr)}main,header,footer{padding:0 16px}
 header{padding-top:22px}}
 @media print{:root{--page:#fff;--card:#fff}body{font-size:10.5pt}main,header,footer{max-width:none;padding:0}
 h2{break-after:avoid}figure,table,.example{break-inside:avoid}.first{grid-template-columns:1fr}

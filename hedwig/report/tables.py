@@ -8,6 +8,7 @@ nothing until it is compared with them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,9 @@ def console_table(evaluation: Mapping[str, Any] | None, synthetic: bool, encoder
             headings = ["method", *(f"{h} [95 % CI]" if h in ("median km", "GeoScore") else h for h in cells)]
             rows.append([label, *(" ".join(part for part in cell if part) for cell in cells.values())])
         blocks.append(rows)
-    widths = [max(len(row[i]) for row in [headings, *sum(blocks, [])]) for i in range(len(headings))]
+    widths = [
+        max(len(row[i]) for row in [headings, *(r for rows in blocks for r in rows)]) for i in range(len(headings))
+    ]
 
     def line(row: list[str]) -> str:
         return "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -136,7 +139,7 @@ def console_table(evaluation: Mapping[str, Any] | None, synthetic: bool, encoder
     if "oracle" in groups:
         lines += [rule, "oracle: knows the answer's cell, or its nearest training place; an upper bound."]
     verdict = evaluation.get("verdict")
-    return "\n".join([*lines, str(verdict)] if verdict else lines)
+    return "\n".join([*lines, *textwrap.wrap(str(verdict), width=max(60, len(rule)))] if verdict else lines)
 
 
 def seconds(value: Any) -> str:

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 REGION_DEG = 40.0
 CONTINENT_DEG = 150.0
-RATIO = (1.5, 2.05)
+RATIO = (1.62, 2.05)
 MIN_EXTENT_DEG = 0.03
 
 
@@ -94,16 +94,16 @@ def smallest_arc(lon: ArrayLike) -> tuple[float, float]:
 
 def fit_view(lat: ArrayLike, lon: ArrayLike) -> View:
     """The view that shows all the (N,) positions; NaN are left out, and no position at all gives the whole Earth."""
-    lat, lon = np.ravel(np.asarray(lat, dtype=np.float64)), np.ravel(np.asarray(lon, dtype=np.float64))
-    keep = np.isfinite(lat) & np.isfinite(lon)
-    lat, lon = lat[keep], lon[keep]
+    lats, lons = np.ravel(np.asarray(lat, dtype=np.float64)), np.ravel(np.asarray(lon, dtype=np.float64))
+    keep = np.isfinite(lats) & np.isfinite(lons)
+    lats, lons = lats[keep], lons[keep]
     right, top = float(equal_earth(0.0, 180.0)[0]), float(equal_earth(90.0, 0.0)[1])
     world = View(0.0, 0.0, (-right * 1.01, right * 1.01, -top * 1.02, top * 1.02), False)
-    if len(lat) == 0:
+    if len(lats) == 0:
         return world
-    lon0, width = smallest_arc(lon)
-    if max(width, float(np.ptp(lat))) < REGION_DEG:
-        lat0 = float(lat.min() + lat.max()) / 2
+    lon0, width = smallest_arc(lons)
+    if max(width, float(np.ptp(lats))) < REGION_DEG:
+        lat0 = float(lats.min() + lats.max()) / 2
         turned = View(lon0, lat0, world.extent, True)
         minimum = MIN_EXTENT_DEG
     elif width < CONTINENT_DEG:
@@ -111,7 +111,7 @@ def fit_view(lat: ArrayLike, lon: ArrayLike) -> View:
         minimum = 0.1
     else:
         return world
-    corners = turned.points(lat, lon)
+    corners = turned.points(lats, lons)
     middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
     size = np.maximum(1.14 * np.ptp(corners, axis=0), minimum)
     size = np.array([max(size[0], RATIO[0] * size[1]), max(size[1], size[0] / RATIO[1])])

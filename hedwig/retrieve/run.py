@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from hedwig import storage
 from hedwig.embed import Embedder
 from hedwig.geocells import Geocells
-from hedwig.index import GeocellIndex, check_digest
+from hedwig.index import INDEX_FILE, ROWS_FILE, GeocellIndex, check_digest
 from hedwig.models.geolocator import Geolocator
 from hedwig.panorama import Slicing, content_hash, decode_image, slice_panorama
 from hedwig.retrieve.prediction import Prediction
@@ -30,6 +31,7 @@ __all__ = ["Hedwig", "Predictor", "load_retriever"]
 
 Stage = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 _COMMANDS = {"embeddings": "embed", "geocells": "geocells", "geolocator": "train", "index": "index"}
+CALIBRATION_FILE = "calibration.json"  # {"radius_scale": float}, beside the index it was measured with
 _BATCH = 32
 
 
@@ -47,19 +49,19 @@ def load_retriever(run: str, *, device: str = "cpu", **knobs: Any) -> Retriever:
         ValueError: a file is damaged, or an artefact was made from another one than is there.
     """
     manifests = _checked_manifests(run)
-    recorded = storage.read_manifest(storage.join(run, "predictions")) or manifests["index"]
-    settings = {**recorded.config.get("retrieve", {}), "embedding": manifests["index"].config["embedding"]}
+    settings = {**_recorded_knobs(run, manifests["index"]), "embedding": manifests["index"].config["embedding"]}
     with storage.local_copy(storage.join(run, "geocells")) as folder:
         _check_files(folder, manifests["geocells"], "geocells")
         cells = Geocells.load(folder).table
     with storage.local_copy(storage.join(run, "geolocator")) as folder:
         _check_files(folder, manifests["geolocator"], "geolocator")
         geolocator = Geolocator.load(folder, device=_device(device))
-        calibration = folder / "calibration.json"
+    with storage.local_copy(storage.join(run, "index")) as folder:
+        _check_files(folder, manifests["index"], "index", but=(INDEX_FILE, ROWS_FILE))
+        index = GeocellIndex.load(folder, manifests["index"].files)
+        calibration = folder / CALIBRATION_FILE
         if calibration.is_file():
             settings["radius_scale"] = float(json.loads(calibration.read_text("utf-8"))["radius_scale"])
-    with storage.local_copy(storage.join(run, "index")) as folder:
-        index = GeocellIndex.load(folder, manifests["index"].files)
     settings = {"cell_radius_km": cells["radius_km"], **settings, **knobs}
     return Retriever(geolocator, index, cells["lat"], cells["lon"], **settings)
 
@@ -112,15 +114,14 @@ class Hedwig:
         folder = storage.join(run, "embeddings")
         manifest = _manifest(run, "embeddings")
         encoder = {"weights": None, "seed": 0, "dtype": "float32", **manifest.config["encoder"]}
-        if encoder["weights"] is not None:
-            encoder["weights"] = storage.resolve(encoder["weights"], base=storage.resolve(run))
-        embedder = Embedder(
-            encoder_name=encoder["name"],
-            weights=encoder["weights"],
-            seed=encoder["seed"],
-            dtype=encoder["dtype"],
-            device=device,
-        )
+        with _local_weights(run, encoder["weights"]) as weights:
+            embedder = Embedder(
+                encoder_name=encoder["name"],
+                weights=weights,
+                seed=encoder["seed"],
+                dtype=encoder["dtype"],
+                device=device,
+            )
         made_by = manifest.details.get("model_id", embedder.encoder.model_id)
         if made_by != embedder.encoder.model_id:
             raise ValueError(
@@ -237,6 +238,17 @@ def _pixels(image: Any, half_size: bool) -> NDArray[np.uint8]:
     )
 
 
+@contextmanager
+def _local_weights(run: str, weights: str | None) -> Iterator[str | None]:
+    """A local path of weights named relative to the run, or else to the working directory."""
+    if weights is None:
+        yield None
+        return
+    inside = storage.resolve(weights, base=storage.resolve(run))
+    with storage.local_copy(inside if storage.exists(inside) else storage.resolve(weights)) as path:
+        yield str(path)
+
+
 def _device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
@@ -265,8 +277,20 @@ def _checked_manifests(run: str) -> dict[str, storage.Manifest]:
     return manifests
 
 
-def _check_files(folder: Path, manifest: storage.Manifest, name: str) -> None:
+def _recorded_knobs(run: str, index: storage.Manifest) -> dict[str, Any]:
+    """What the predictions were made with; those of another index are about to be replaced and do not count."""
+    predictions = storage.read_manifest(storage.join(run, "predictions"))
+    if predictions is not None and predictions.inputs.get("index") == storage.manifest_digest(
+        storage.join(run, "index")
+    ):
+        index = predictions
+    return dict(index.config.get("retrieve", {}))
+
+
+def _check_files(folder: Path, manifest: storage.Manifest, name: str, but: tuple[str, ...] = ()) -> None:
     for file, digest in manifest.files.items():
+        if file in but:
+            continue
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing; run `hedwig {_COMMANDS[name]}` again.")
         check_digest(folder / file, digest, f"run `hedwig {_COMMANDS[name]}` again")

@@ -189,6 +189,7 @@ def create_app(
                 found = await gate.run(work)
             except ValueError as error:
                 # The locator's contract: ValueError is about the image, anything else is our fault.
+                _log.info("could not locate %d bytes, %dx%d px", len(data), width, height)
                 raise refusal("bad_image", str(error)[:500]) from None
         ended = time.perf_counter()
         milliseconds = {"wait": waited - began, "read": read - waited, "locate": ended - read, "total": ended - began}

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ from ray import serve
 
 from hedwig.serving.app import Locator, create_app
 from hedwig.serving.limits import LOOPBACK_NAMES, Gate, Limits
-from hedwig.storage import join, manifest_digest, read_manifest
+from hedwig.storage import join, manifest_digest, read_manifest, resolve
 
 __all__ = ["build", "describe_run", "start", "stop"]
 
@@ -42,6 +43,7 @@ class LocateReplica:
     Args:
         run: Run folder.
         load: Makes the locator from the run folder; `Hedwig.load` when None.
+        device: Of the real locator, "cpu" or "cuda".
         limits: What a request may cost.
         allowed_hosts: Names accepted in the Host header.
         num_threads_torch: Threads of torch and faiss in this process.
@@ -51,13 +53,14 @@ class LocateReplica:
         self,
         run: str,
         load: Callable[[str], Locator] | None,
+        device: str,
         limits: Limits,
         allowed_hosts: Collection[str],
         num_threads_torch: int,
     ) -> None:
         # The whole replica is built before Serve sends it anything, so it is never ready without its index.
-        self._locator = load(run) if load is not None else _load(run, num_threads_torch)
-        self._info = describe_run(run)
+        self._locator = load(run) if load is not None else _load(run, device, num_threads_torch)
+        self._info = describe_run(run, self._locator)
         self._limits = limits
         self._allowed_hosts = tuple(allowed_hosts)
         self._gate = Gate(limits)
@@ -96,7 +99,7 @@ def build(
     """The Serve application for one run.
 
     Args:
-        run: Run folder, as the replica sees it: absolute, or on object storage when there are several nodes.
+        run: Run folder; on object storage or a shared disk when there are several nodes.
         num_replicas: Processes, each with its own model and index.
         max_ongoing_requests: Bodies that one replica holds at once.
         max_queued_requests: Requests that may wait for that, per replica; one more is answered 503.
@@ -132,7 +135,8 @@ def build(
         graceful_shutdown_timeout_s=request_timeout_s,
         max_constructor_retry_count=2,  # an unreadable run stays unreadable; Serve's default is 20
     )(serve.ingress()(LocateReplica))
-    return deployment.bind(run, load, limits, tuple(allowed_hosts), max(1, int(num_cpus)))
+    device = "cuda" if num_gpus > 0 else "cpu"
+    return deployment.bind(resolve(run), load, device, limits, tuple(allowed_hosts), max(1, int(num_cpus)))
 
 
 def start(
@@ -164,7 +168,8 @@ def start(
 
     Raises:
         ValueError: `host` is not loopback and `insecure` is false.
-        RuntimeError: the port is taken, Serve already runs, or the replica could not be started.
+        RuntimeError: the port is taken, Serve already runs, the CPUs or GPUs are not there, or the replica could not
+            be started.
         TimeoutError: not ready in time.
     """
     loopback = _is_loopback(host)
@@ -178,8 +183,7 @@ def start(
     if not loopback:
         options.setdefault("allowed_hosts", ("*",))
     application = build(run, request_timeout_s=request_timeout_s, **options)
-    if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False)  # "local": never join a cluster found by accident
+    _ensure_ray(options)
     if serve.status().proxies:
         raise RuntimeError(
             "Ray Serve already runs here and cannot change its address; call hedwig.serving.stop() first."
@@ -209,11 +213,12 @@ def stop(*, ray_too: bool = False) -> None:
         ray.shutdown()
 
 
-def describe_run(run: str) -> dict[str, Any]:
-    """What ``/v1/info`` says about a run, from its manifests; fields that no manifest gives are left out.
+def describe_run(run: str, locator: object = None) -> dict[str, Any]:
+    """What ``/v1/info`` says: counts from the run's manifests, model from the encoder that was loaded.
 
     Args:
         run: Run folder.
+        locator: `Hedwig`; anything without an encoder says nothing about the model.
 
     Returns:
         ``num_references``, ``num_cells``, ``run_digest``, ``model``, ``weights``: those that are known.
@@ -223,15 +228,15 @@ def describe_run(run: str) -> dict[str, Any]:
     if index is not None:
         found |= {"num_references": index.num_out, "run_digest": manifest_digest(join(run, "index"))}
     geocells = read_manifest(join(run, "geocells"))
-    if geocells is not None:
-        found["num_cells"] = geocells.num_out
-    embeddings = read_manifest(join(run, "embeddings"))
-    if embeddings is not None:
-        found |= {name: embeddings.details[name] for name in ("model", "weights") if name in embeddings.details}
+    if geocells is not None and "num_cells" in geocells.details:
+        found["num_cells"] = geocells.details["num_cells"]
+    encoder = getattr(getattr(locator, "embedder", None), "encoder", None)
+    if encoder is not None:
+        found |= {"model": encoder.model_id, "weights": encoder.weights_note}
     return found
 
 
-def _load(run: str, num_threads: int) -> Locator:
+def _load(run: str, device: str, num_threads: int) -> Locator:
     """The real locator, with the threads of torch and faiss set: both default to every core of the machine."""
     import faiss
     import torch
@@ -240,7 +245,31 @@ def _load(run: str, num_threads: int) -> Locator:
 
     torch.set_num_threads(num_threads)
     faiss.omp_set_num_threads(num_threads)
-    return Hedwig.load(run)
+    return Hedwig.load(run, device=device)
+
+
+def _ensure_ray(options: Mapping[str, Any]) -> None:
+    """A local Ray if none is there, and a refusal instead of a wait for CPUs or GPUs that will never come."""
+    replicas = options.get("num_replicas", 1)
+    need = {"CPU": replicas * options.get("num_cpus", 1.0), "GPU": replicas * options.get("num_gpus", 0.0)}
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs
+        num_cpus = max(os.cpu_count() or 1, math.ceil(need["CPU"]))
+        # "local": never join a cluster that happens to run on this machine.
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    have = ray.cluster_resources()
+    for name, amount in need.items():
+        if amount > have.get(name, 0.0):
+            raise RuntimeError(
+                f"{replicas} replicas need {amount:g} {name}s and this Ray has {have.get(name, 0.0):g}; ask for fewer "
+                "replicas or less per replica."
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ file names with coordinates in them, passwords) stays there. What is wrong with 
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def read_listing(path: str) -> pd.DataFrame:
 
 def _read(path: str) -> pd.DataFrame:
     if not is_remote(path) and not path.lower().endswith((".csv", ".parquet", ".geoparquet", ".tsv")):
-        files = list_files(path, suffix=".parquet")
+        files = list_files(path, suffix=".parquet") if not os.path.isfile(path) else []
         if not files:
             raise ValueError(
                 f"The listing {path!r} is neither .csv, .tsv, .parquet, .geoparquet nor a folder of Parquet."
@@ -94,14 +95,19 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name in TEXT:
         if name in frame:
-            columns[name] = [_text(value) for value in frame[name].tolist()]
+            columns[name] = _texts(frame[name].tolist())
         else:
-            columns[name] = [None] * len(frame)
+            columns[name] = _texts([None] * len(frame))
     for name in NUMBERS:
         raw = frame[name] if name in frame else pd.Series([None] * len(frame), dtype=object)
         columns[name] = pd.to_numeric(raw.replace("", None), errors="coerce").to_numpy(dtype=np.float64)
-        columns[f"{name}_text"] = [_text(value) for value in raw.tolist()]
-    return pd.DataFrame(columns).astype(dict.fromkeys((*TEXT, *(f"{n}_text" for n in NUMBERS)), object))
+        columns[f"{name}_text"] = _texts(raw.tolist())
+    return pd.DataFrame(columns)
+
+
+def _texts(values: list[Any]) -> pd.Series[Any]:
+    """A column of str and None; pandas' own string type would turn None into NaN."""
+    return pd.Series([_text(value) for value in values], dtype=object)
 
 
 def _text(value: Any) -> str | None:

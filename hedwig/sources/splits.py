@@ -2,7 +2,8 @@
 
 The Earth is cut into blocks of equal height in latitude and about equal width in km; a block belongs to one split as a
 whole, by a hash of its number: adding panoramas never moves old ones. Panoramas of one sequence follow the first of
-them. Training rows nearer than the buffer to a held-out row go to that row's side: nothing is thrown away.
+them. Training rows nearer than the buffer to a held-out row are set aside as 'buffer': embedded, and neither trained on
+nor scored.
 """
 
 from __future__ import annotations
@@ -49,22 +50,19 @@ def spatial_split(
     test_fraction: float,
     seed: int,
 ) -> NDArray[np.str_]:
-    """'train', 'val' or 'test' for each of (N,) points in degrees; `sequence` holds None where a row has none."""
+    """'train', 'val', 'test' or 'buffer' for each of (N,) points in degrees; `sequence` holds None where a row has none."""
     first_block: dict[str, str] = {}
     sides = []
     for block, name in zip(block_ids(lat, lon, block_km), sequence, strict=True):
         home = block if name is None else first_block.setdefault(name, block)
         sides.append(_side(_share(home, seed), val_fraction, test_fraction))
-    split = np.array(sides, dtype="<U5")
-    if buffer_km > 0:
+    split = np.array(sides, dtype="<U6")
+    held_out, outside = np.flatnonzero(split != "train"), np.flatnonzero(split == "train")
+    if buffer_km > 0 and len(held_out) and len(outside):
         vectors = unit_vectors(lat, lon)
-        for held_out in ("test", "val"):
-            inside, outside = np.flatnonzero(split == held_out), np.flatnonzero(split == "train")
-            if len(inside) and len(outside):
-                distance, _ = cKDTree(vectors[inside]).query(
-                    vectors[outside], distance_upper_bound=float(km_to_chord(buffer_km))
-                )
-                split[outside[np.isfinite(distance)]] = held_out
+        reach = float(km_to_chord(buffer_km))
+        distance, _ = cKDTree(vectors[held_out]).query(vectors[outside], distance_upper_bound=reach)
+        split[outside[np.isfinite(distance)]] = "buffer"
     return split
 
 

@@ -161,7 +161,7 @@ def draw_horizon(canvas: Floats, scene: Scene, view: Rays) -> None:
     rock = 0.45 * place.soil + 0.45 * place.vegetation
     if place.relief > 0.25:
         facing = np.cos(north - math.radians(place.relief_azimuth_deg))
-        amplitude = 0.55 * (place.relief - 0.15)
+        amplitude = 0.9 * (place.relief - 0.12)
         for layer, (distance, strength) in enumerate(((0.48, 1.0), (0.28, 0.55))):
             window = np.clip(0.25 + 0.75 * facing if layer == 0 else 0.6 + 0.4 * facing, 0.02, 1)
             top = amplitude * strength * window * _ridge(north, random, (4, 9, 17, 31, 64)) ** 1.3

@@ -203,11 +203,11 @@ def _worker(settings: dict[str, Any]) -> None:
     fit = _Fit(settings, plan, CachedRows(plan, "val", rank=rank, world=world))
     num_rows = plan.count("train") // world  # the same in all workers, or the last step would wait for ever
     report = Reporter(settings, settings["checkpoint_interval_s"])
-    while not fit.finished:
+    while not fit.is_finished():
         fit.epoch(train, num_rows, batch_size=-(-settings["batch_size"] // world), rank=rank)
-        if fit.finished:
+        if fit.is_finished():
             fit.calibrate()
-        report(fit.state, {"epoch": len(fit.history)}, finished=fit.finished)
+        report(fit.state, {"epoch": len(fit.history)}, finished=fit.is_finished())
 
 
 class _Fit:
@@ -222,9 +222,11 @@ class _Fit:
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": settings["weight_decay"]},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=settings["learning_rate"],
-            weight_decay=settings["weight_decay"],
         )
         self.cell_lat = torch.from_numpy(plan.cell_lat).to(self.device)
         self.cell_lon = torch.from_numpy(plan.cell_lon).to(self.device)
@@ -251,8 +253,7 @@ class _Fit:
             "temperature": self.temperature,
         }
 
-    @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether there is no epoch left, or no hope."""
         done = len(self.history)
         waited = self.num_val > 0 and done - 1 - self.best_epoch >= self.settings["patience"]
@@ -281,9 +282,9 @@ class _Fit:
             _, logits = self.parallel(batch.image, text)
             loss = self._loss(logits, batch)
             self.optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
-            total += float(loss) * len(batch.lat)
+            total += loss.item() * len(batch.lat)
         sums = sum_over_workers(torch.tensor([total, num_rows], dtype=torch.float64))
         row = {"epoch": number, "train_loss": float(sums[0] / sums[1]), "learning_rate": rate}
         if self.num_val:
@@ -319,7 +320,7 @@ class _Fit:
             batch = batch.to(self.device)
             _, logits = self.model(batch.image, batch.text)
             guess = logits.argmax(dim=1)
-            sums[0] += float(self._loss(logits, batch)) * len(guess)
+            sums[0] += self._loss(logits, batch).item() * len(guess)
             sums[1] += float((guess == batch.cell_ids).sum())
             points = (self.cell_lat[guess], self.cell_lon[guess], batch.lat, batch.lon)
             errors.append(haversine_km(*(point.cpu().numpy() for point in points)))

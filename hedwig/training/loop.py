@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -155,9 +156,13 @@ def _quiet_and_quick() -> Iterator[None]:
     os.environ.update(added)
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
+    log = logging.getLogger("ray.train")  # local mode does not heed LoggingConfig
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        log.setLevel(level)
         for key in added:
             os.environ.pop(key, None)
         if in_main:
@@ -240,5 +245,3 @@ def gather(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def jsonl(rows: list[dict[str, Any]]) -> bytes:
     """One JSON object per line."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-

@@ -44,11 +44,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
-        text = None if self.text is None else self.text.to(device)
-        return Batch(*(t.to(device) for t in (self.image,)), text, *(t.to(device) for t in self._rest()))
-
-    def _rest(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.cell_ids, self.lat, self.lon
+        return Batch(
+            self.image.to(device),
+            None if self.text is None else self.text.to(device),
+            self.cell_ids.to(device),
+            self.lat.to(device),
+            self.lon.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class CachedRows:
         """`num_rows` rows in batches; shuffled by `order`, else as in the plan. `seed` is for streamed rows."""
         del seed
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
-        for rows in index[:num_rows].split(batch_size):
+        for rows in torch.split(index[:num_rows], batch_size):
             text = None if self.text is None else self.text[rows]
             yield Batch(self.image[rows], text, self.cell_ids[rows], self.lat[rows], self.lon[rows])
 

@@ -1,0 +1,123 @@
+"""Commands that ask a finished run: predict for images, serve for everybody."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hedwig.cli.console import console, set_up
+
+__all__ = ["register"]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and the result.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("predict", rich_help_panel="Ask")(predict)
+    app.command("serve", rich_help_panel="Ask")(serve)
+
+
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Panoramas: JPEG, PNG or WebP; paths or URIs.")
+    ],
+    run: Annotated[str, typer.Option("--run", help="Run folder.")] = "runs/demo",
+    top_k: Annotated[int, typer.Option("--top-k", min=1, max=50, help="Cells and neighbours to list.")] = 5,
+    heading: Annotated[float | None, typer.Option(help="Degrees from north of the image's centre column.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per image.")] = False,
+    geojson: Annotated[bool, typer.Option("--geojson", help="A GeoJSON FeatureCollection.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say where images were taken, with the evidence.  Reads a run folder.
+
+    Example: hedwig predict panorama.jpg --run runs/demo
+    """
+    set_up(quiet=quiet, as_json=as_json)
+    from hedwig.retrieve import Hedwig
+
+    hedwig = Hedwig.load(run)
+    features: list[dict[str, Any]] = []
+    failed = 0
+    for image in images:
+        try:
+            answer = hedwig.locate(image, top_k=top_k, heading=float("nan") if heading is None else heading)
+        except (OSError, ValueError) as error:
+            failed += 1
+            typer.echo(f"Error: {image}: {error}", err=True)
+            continue
+        if geojson:
+            features.append(answer.to_geojson())
+        elif console.json:
+            typer.echo(json.dumps({"image": image, **answer.to_dict()}))
+        else:
+            typer.echo(_text(image, answer.to_dict()))
+    if geojson:
+        typer.echo(json.dumps(_collection(features)))
+    if failed:
+        typer.echo(f"{failed} of {len(images)} images could not be located.", err=True)
+        raise typer.Exit(3)
+
+
+def _collection(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    features = [f for part in parts for f in (part["features"] if part["type"] == "FeatureCollection" else [part])]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _text(image: str, answer: dict[str, Any]) -> str:
+    cells = zip(answer["cell_ids"], answer["cell_probs"], strict=True)
+    near = zip(
+        answer["neighbour_ids"],
+        answer["neighbour_scores"],
+        answer["neighbour_lat"],
+        answer["neighbour_lon"],
+        strict=True,
+    )
+    return "\n".join(
+        [
+            f"{image}: lat {answer['lat']:.5f}, lon {answer['lon']:.5f}, within {answer['radius_km']:.0f} km (90 %), "
+            f"confidence {answer['confidence']:.3f}",
+            "  geocells    " + ", ".join(f"{cell} ({prob:.3f})" for cell, prob in cells),
+            "  neighbours  " + ", ".join(f"{name} ({score:.3f}) at {a:.3f}, {o:.3f}" for name, score, a, o in near),
+        ]
+    )
+
+
+def serve(
+    run: Annotated[str, typer.Argument(help="Run folder, e.g. runs/demo")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    num_replicas: Annotated[int, typer.Option("--replicas", min=1, help="Copies of encoder and index.")] = 1,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow an address other than loopback, without keys.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option("--ray-address", help="An existing Ray cluster; default: a local Ray.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a run over HTTP until interrupted.  POST image bytes to /v1/locate.
+
+    Example: hedwig serve runs/demo, then:
+    curl -H 'Content-Type: image/jpeg' --data-binary @panorama.jpg http://127.0.0.1:8000/v1/locate
+    """
+    set_up(quiet=quiet)
+    from hedwig import storage
+    from hedwig.config import ClusterConfig
+    from hedwig.pipelines import ray_running
+    from hedwig.serving import start, stop
+
+    if storage.read_manifest(storage.join(storage.resolve(run), "index")) is None:
+        raise FileNotFoundError(f"{run} holds no finished index; make one with: hedwig run EXPERIMENT output={run}")
+    with ray_running(ClusterConfig(address=address)):
+        url = start(storage.resolve(run), host=host, port=port, insecure=insecure, num_replicas=num_replicas)
+        typer.echo(f"Serving {Path(run)} at {url}  (API: {url}/openapi.json, stop with Ctrl-C)", err=True)
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            stop()

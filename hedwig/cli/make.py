@@ -1,0 +1,184 @@
+"""Commands that make artefacts: the whole run, each stage of it, the demo, and embedding a listing on its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedwig.cli.console import Progress, set_up, show
+
+if TYPE_CHECKING:
+    from hedwig.config import Experiment
+    from hedwig.pipelines import Run
+
+__all__ = ["register"]
+
+ExperimentFile = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="Experiment file, e.g. experiments/demo.yaml")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. training.epochs=10")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and the result.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, how much and how long; do nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Make the artefacts anew even when they are up to date.")]
+
+# Command -> (stage, what it does): each runs one stage on the artefacts that are there.
+STAGE_COMMANDS = {
+    "caption": ("caption", "Write one caption per panorama.  Reads panoramas/, writes captions/."),
+    "geocells": ("geocells", "Partition the Earth.  Reads embeddings/, writes geocells/."),
+    "train": (
+        "train",
+        "Train projection and geocell classifier.  Reads embeddings/ and geocells/, writes geolocator/.",
+    ),
+    "index": ("index", "Build the retriever's index.  Reads embeddings/ and geolocator/, writes index/."),
+    "evaluate": ("evaluate", "Score the held-out split and write the report.  Reads predictions/, writes report/."),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("run", rich_help_panel="Make")(run)
+    app.command("demo", rich_help_panel="Make")(demo)
+    app.command("embed", rich_help_panel="Make")(embed)
+    for name, (stage, text) in STAGE_COMMANDS.items():
+        app.command(name, rich_help_panel="Make", help=text)(_stage_command(stage))
+
+
+def run(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage to run.")] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage to run.")] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment end to end; what is up to date is not done again.
+
+    Example: hedwig run experiments/real.yaml data.panoramas=listing.csv output=runs/mine
+    """
+    from hedwig.config import load_experiment
+
+    set_up(quiet=quiet, as_json=as_json)
+    _run(load_experiment(experiment, overrides or ()), first, last, force=force, dry_run=dry_run)
+
+
+def _run(
+    x: Experiment, first: str | None = None, last: str | None = None, *, force: bool = False, dry_run: bool = False
+) -> Run | None:
+    from hedwig.pipelines import run_experiment
+    from hedwig.pipelines.estimate import estimate
+
+    if dry_run:
+        outlook = estimate(x, first, last)
+        show(outlook, "\n".join(f"{name:<18} {value}" for name, value in outlook.items()))
+        return None
+    with Progress() as progress:
+        done = run_experiment(x, first=first, last=last, force=force, progress=progress)
+    _show_run(done)
+    return done
+
+
+def _show_run(done: Run) -> None:
+    from hedwig import storage
+    from hedwig.report import console_table
+
+    output = storage.resolve(done.experiment.output)
+    result: dict[str, Any] = {"output": output, "made": done.made, "resumed": done.resumed}
+    text = f"Artefacts: {output}"
+    report = storage.join(output, "report", "report.json")
+    if storage.read_manifest(done.folder("evaluate")) is not None:
+        record = json.loads(storage.read_bytes(report))
+        result["methods"], result["report"] = record["methods"], report
+        if record["methods"]:
+            evaluation = {"methods": record["methods"], **(record["evaluation"] or {})}
+            table = console_table(evaluation, synthetic=record["synthetic"], encoder_note=record["encoder_note"])
+            text = f"{table}\n\n{text}"
+        text += f"\nReport:    {storage.join(output, 'report', 'report.html')}"
+    show(result, text)
+
+
+def _stage_command(stage: str) -> Any:
+    def command(
+        experiment: ExperimentFile,
+        overrides: Overrides = None,
+        force: Force = False,
+        quiet: Quiet = False,
+        as_json: Json = False,
+    ) -> None:
+        from hedwig.config import load_experiment
+
+        set_up(quiet=quiet, as_json=as_json)
+        _run(load_experiment(experiment, overrides or ()), stage, stage, force=force)
+
+    return command
+
+
+def embed(
+    listing: Annotated[str, typer.Argument(help="Panorama listing (.csv, .parquet, folder), or an experiment .yaml")],
+    overrides: Overrides = None,
+    model: Annotated[str, typer.Option("--model", help="Encoder, e.g. viclip-tiny, viclip-l14, clip-vit-l14")] = "",
+    weights: Annotated[str | None, typer.Option("--weights", help="Weights file; random weights without.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the embedding table.")] = None,
+    captions: Annotated[str, typer.Option("--captions", help="template or none")] = "template",
+    layout: Annotated[str, typer.Option("--layout", help="panoramas, or bearings: one row per heading")] = "panoramas",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Embed the panoramas of a listing into one table.
+
+    Example: hedwig embed listing.csv --model viclip-tiny --out runs/embeddings
+    """
+    from hedwig.config import load_experiment, validate_experiment
+
+    set_up(quiet=quiet, as_json=as_json)
+    if listing.endswith((".yaml", ".yml")):
+        _run(load_experiment(listing, overrides or ()), "embed", "embed")
+        return
+    if out is None or not model:
+        raise typer.BadParameter("a listing needs --model NAME and --out DIR")
+    from hedwig.pipelines.embed import embed_listing
+
+    # Rejected rows are counted and kept, never fatal, unless an override says so: this command makes no experiment.
+    settings: dict[str, Any] = {
+        "name": "embed",
+        "output": str(out / ".work"),
+        "data": {"panoramas": listing, "layout": layout, "split": {"method": "column"}, "max_rejected": 0.999999},
+        "encoder": {"name": model, "weights": weights},
+        "captions": {"source": captions},
+    }
+    x = validate_experiment(settings, where="The command line")
+    with Progress() as progress:
+        manifest = embed_listing(x, str(out), progress)
+    counts = f"{manifest.num_out} of {manifest.num_in} panoramas, {manifest.num_rejected} rejected"
+    result = {"output": str(out), "num_in": manifest.num_in, "num_out": manifest.num_out}
+    show({**result, "num_rejected": manifest.num_rejected, "reasons": manifest.rejected_reasons}, f"{out}: {counts}")
+
+
+def demo(
+    overrides: Overrides = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The whole job on a synthetic world, with a served answer at the end; minutes on two cores, no download."""
+    from hedwig.cli.demo import serve_one_answer
+    from hedwig.config import load_experiment
+
+    set_up(quiet=quiet, as_json=as_json)
+    done = _run(load_experiment(_experiment_file("demo"), overrides or ()), force=force)
+    if done is not None:
+        serve_one_answer(done.experiment)
+
+
+def _experiment_file(name: str) -> Path:
+    for folder in (Path("experiments"), Path(__file__).parents[2] / "experiments"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise FileNotFoundError(f"experiments/{name}.yaml is not here; run this in a clone of the repository.")

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from hedwig.schema import PANORAMAS, REJECTED
+from hedwig.sources import check_listing, read_listing
+
+
+def listing(tmp_path, *rows, header="pano_id,lat,lon,heading,projection,split,image_uri"):
+    path = tmp_path / "l.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return read_listing(str(path))
+
+
+def check(tmp_path, *rows, layout="panoramas", **kwargs):
+    return check_listing(listing(tmp_path, *rows, **kwargs), image_root=str(tmp_path), layout=layout)
+
+
+def test_every_row_is_either_usable_or_kept_with_its_reason(tmp_path):
+    checked = check(
+        tmp_path,
+        "a,48.1,11.5,370,,,a.jpg",
+        "b,91,0,,,,b.jpg",
+        "c,10,-181,,,,c.jpg",
+        "d,x,5,,,,d.jpg",
+        "e,5,,,,,e.jpg",
+        "f,0,0,,,,f.jpg",
+        "g,1,2,,,,",
+        "h,1,2,,fisheye,,h.jpg",
+        "a,2,2,,,,i.jpg",
+        "j,1,2,,,holdout,j.jpg",
+        "k,,,,,,k.jpg",
+    )
+    assert checked.num_in == 11
+    assert checked.panoramas.schema == PANORAMAS
+    assert checked.rejected.schema == REJECTED
+    assert checked.panoramas["pano_id"].to_pylist() == ["a", "k"]
+    first, query = checked.panoramas.to_pylist()
+    assert first["heading"] == 10.0  # 370° is 10°
+    assert first["projection"] == "equirectangular"
+    assert first["image_uri"] == str(tmp_path / "a.jpg")
+    assert (query["split"], query["lat"]) == ("query", None)
+    reasons = dict(zip(checked.rejected["row"].to_pylist(), checked.rejected["reason"].to_pylist(), strict=True))
+    assert reasons[1].startswith("lat out of range: 91")
+    assert reasons[2].startswith("lon out of range: -181")
+    assert reasons[3] == "lat is not a number: 'x'"
+    assert reasons[4].startswith("only one of lat and lon")
+    assert "exactly 0" in reasons[5]
+    assert reasons[6] == "no image_uri"
+    assert reasons[7].startswith("unknown projection: 'fisheye'")
+    assert reasons[8].startswith("duplicate pano_id: 'a' is also row 0")
+    assert reasons[9].startswith("unknown split: 'holdout'")
+    assert checked.reasons["lat out of range"] == 1
+    assert sum(checked.reasons.values()) == 9
+
+
+def test_swapped_columns_are_fatal_and_named(tmp_path):
+    rows = [f"p{i},{lon},{lat},,,,x.jpg" for i, (lat, lon) in enumerate([(40, -100), (35, -120), (45, -75), (30, -85)])]
+    with pytest.raises(ValueError, match=r"lat and lon look swapped: 2 of 4 rows"):
+        check(tmp_path, *rows)
+
+
+def test_one_bad_row_is_not_a_swap(tmp_path):
+    rows = [f"p{i},{10 + i / 10},{20 + i},,,,x.jpg" for i in range(20)]
+    assert check(tmp_path, *rows, "bad,120,30,,,,x.jpg").rejected.num_rows == 1
+
+
+def test_missing_ids_come_from_the_content(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    (tmp_path / "b.jpg").write_bytes(b"one")
+    (tmp_path / "c.jpg").write_bytes(b"two")
+    checked = check(tmp_path, ",1,2,,,,a.jpg", ",1,3,,,,b.jpg", ",1,4,,,,c.jpg", ",1,5,,,,gone.jpg")
+    assert checked.panoramas.num_rows == 2  # b has a's content, so a's id
+    assert len(set(checked.panoramas["pano_id"].to_pylist())) == 2
+    assert sorted(checked.reasons) == ["duplicate pano_id", "unreadable image"]
+    assert checked.num_in == 4
+
+
+def test_bearings_become_one_panorama(tmp_path):
+    rows = [f"p,1,2,{h},,,{h}.jpg" for h in (90, 0, 270, 180)]
+    checked = check(tmp_path, *rows, "q,1,2,0,,,q.jpg", "q,1,2,0,,,q2.jpg", "r,1,2,,,,r.jpg", layout="bearings")
+    p, q = checked.panoramas.to_pylist()
+    assert p["bearing_deg"] == [0, 90, 180, 270]
+    assert [u.rsplit("/", 1)[1] for u in p["bearing_uri"]] == ["0.jpg", "90.jpg", "180.jpg", "270.jpg"]
+    assert p["projection"] == "bearings"
+    # four 90° images from -45° to 315°: the strip's centre column looks to 135°
+    assert p["heading"] == pytest.approx(135)
+    assert q["bearing_deg"] == [0]
+    assert checked.num_images == 5
+    assert set(checked.reasons) == {"duplicate heading", "no heading"}
+
+
+def test_bearings_that_disagree_about_the_place_are_rejected_together(tmp_path):
+    checked = check(tmp_path, "p,1,2,0,,,a.jpg", "p,1,9,90,,,b.jpg", "q,1,2,0,,,c.jpg", layout="bearings")
+    assert checked.panoramas["pano_id"].to_pylist() == ["q"]
+    assert checked.reasons == {"rows of one pano_id disagree about the position": 2}
+
+
+def test_a_bearing_layout_without_ids_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="groups rows by pano_id"):
+        check(tmp_path, ",1,2,0,,,a.jpg", layout="bearings")
+
+
+def test_the_real_listing_is_accounted_for(shared):
+    frame = read_listing(str(shared / "data" / "real_images.csv"))
+    checked = check_listing(frame, image_root=str(shared / "data"))
+    assert checked.panoramas.num_rows + checked.rejected.num_rows == 284
+    splits = np.array(checked.panoramas["split"].to_pylist())
+    assert int((splits == "query").sum()) == 39
