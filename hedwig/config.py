@@ -172,7 +172,7 @@ class GeocellsConfig(_Section):
     method: Literal["admin", "kmeans"] = "admin"
     min_panoramas: int = Field(default=30, ge=1)
     max_panoramas: int = Field(default=60, ge=1)
-    num_cells: int = Field(default=100, ge=1, description="kmeans only")
+    num_cells: int | None = Field(default=None, ge=1, description="kmeans only; default: from the bounds")
     polygons: PolygonsConfig | None = None
     seed: int = Field(default=0, ge=0)
 
@@ -272,12 +272,12 @@ class Experiment(_Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "slicing": {"mode": "paper", "select": "uniform", "align_north": False},
-        "geocells": {"method": "kmeans", "num_cells": 100},
+        "geocells": {"method": "kmeans", "num_cells": 100, "min_panoramas": 1, "max_panoramas": 1_000_000},
         "training": {"loss": "ce", "epochs": 1, "patience": 1},
     },
     "paper-fixed": {
         "slicing": {"mode": "wrap"},
-        "geocells": {"method": "kmeans", "num_cells": 100},
+        "geocells": {"method": "kmeans", "num_cells": 100, "min_panoramas": 1, "max_panoramas": 1_000_000},
         "training": {"loss": "ce"},
     },
     "pigeon": {

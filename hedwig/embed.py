@@ -7,7 +7,7 @@ encoded once. It decodes no image and cuts no frames; that is `hedwig.panorama`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from hedwig.models.encoder import load_encoder
 __all__ = ["Embedder"]
 
 Floats = NDArray[np.float32]
+_Row = TypeVar("_Row")
 
 
 class Embedder:
@@ -33,6 +34,8 @@ class Embedder:
         dtype: "float32" or "bfloat16".
         batch_size: rows that go through the encoder at once, whatever the size of the batch handed over.
         num_threads: torch's threads in this process; None leaves them as they are.
+        fixed_batch: fill the last batch up to `batch_size`, so that every row goes through products of one shape: the
+            same pixels then give the same bits, whatever rows came with them.
     """
 
     reads: tuple[str, ...] = ("frames", "caption")
@@ -48,12 +51,13 @@ class Embedder:
         dtype: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 32,
         num_threads: int | None = None,
+        fixed_batch: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self.batch_size = batch_size
+        self.batch_size, self.fixed_batch = batch_size, fixed_batch
         self.encoder = load_encoder(encoder_name, weights=weights, seed=seed, device=device, dtype=dtype)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -83,7 +87,8 @@ class Embedder:
         embedding = np.zeros((len(frames), self.encoder.image_dim), dtype=np.float32)
         for start in range(0, len(rows), self.batch_size):
             some = rows[start : start + self.batch_size]
-            embedding[some] = self.encoder.encode_frames(np.stack([frames[row] for row in some]))
+            filled = self._filled(some)
+            embedding[some] = self.encoder.encode_frames(np.stack([frames[row] for row in filled]))[: len(some)]
         return embedding
 
     def _embed_captions(self, captions: NDArray[Any]) -> Floats:
@@ -96,6 +101,10 @@ class Embedder:
         distinct = list(rows_of)
         for start in range(0, len(distinct), self.batch_size):
             some = distinct[start : start + self.batch_size]
-            for caption, vector in zip(some, self.encoder.encode_text(some), strict=True):
+            for caption, vector in zip(some, self.encoder.encode_text(self._filled(some)), strict=False):
                 embedding[rows_of[caption]] = vector
         return embedding
+
+    def _filled(self, some: list[_Row]) -> list[_Row]:
+        """`some`, its last item repeated up to the batch size."""
+        return some + some[-1:] * (self.batch_size - len(some)) if self.fixed_batch else some

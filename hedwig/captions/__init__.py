@@ -6,6 +6,6 @@ reads 32 with start and end.
 
 from __future__ import annotations
 
-from hedwig.captions.template import TemplateCaptioner
+from hedwig.captions.template import TemplateCaptioner, captioner_options
 
-__all__ = ["TemplateCaptioner"]
+__all__ = ["TemplateCaptioner", "captioner_options"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,17 @@ def _word(values: Floats, limits: tuple[float, ...], words: tuple[str, ...]) -> 
     return [words[index] for index in np.searchsorted(np.asarray(limits), values, side="right")]
 
 
+def captioner_options(slicing: Mapping[str, Any]) -> dict[str, bool]:
+    """Constructor arguments of `TemplateCaptioner` for frames that were cut by `slicing` (the fields of `Slicing`)."""
+    around = slicing["mode"] in ("wrap", "perspective") and slicing.get("headings_deg") is None
+    return {"full_turn": around, "align_north": bool(slicing["align_north"])}
+
+
 class TemplateCaptioner:
     """Stage: writes `caption` and its length in tokens, `caption_num_tokens`, from `frames` alone.
 
-    `heading` and `captured_at` are used where the batch has them and they are known; nothing else is looked at.
+    `heading`, `captured_at` and `projection` are used where the batch has them and they are known; nothing else is
+    looked at. A perspective photograph does not go once around, so it gets no compass side.
 
     Args:
         full_turn: the V frames go once around, evenly spaced and clockwise, as `hedwig.panorama` cuts them by
@@ -61,6 +69,7 @@ class TemplateCaptioner:
     """
 
     reads = ("frames",)
+    reads_if_there = ("heading", "captured_at", "projection")
     writes = ("caption", "caption_num_tokens")
 
     def __init__(
@@ -88,11 +97,12 @@ class TemplateCaptioner:
         num = len(frames)
         heading = batch.get("heading", np.full(num, None, object))
         captured_at = batch.get("captured_at", np.full(num, None, object))
+        around = batch.get("projection", np.full(num, None, object)) != "perspective"
         clauses = self._describe(frames)
         captions, counts = np.full(num, "", object), np.zeros(num, np.int32)
         for index in range(num):
             captions[index], counts[index] = self._join(
-                [*clauses["first"][index], *self._outside(clauses["sun"][index], frames.shape[1], heading[index],
+                [*clauses["first"][index], *self._outside(clauses["sun"][index], frames.shape[1], heading[index] if around[index] else None,
                  captured_at[index]), *clauses["last"][index]]
             )  # fmt: skip
         return {**batch, "caption": captions, "caption_num_tokens": counts}

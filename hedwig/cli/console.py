@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -37,24 +36,27 @@ console = _Console()
 class HedwigGroup(TyperGroup):
     """Turn the errors of a command into one text and the documented exit code; ``--debug`` shows the traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
         except KeyboardInterrupt:
             typer.echo("Interrupted. What was done is kept; the same command goes on from there.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if console.debug:
+            # Typer brings a click of its own, so its exceptions are known by their names.
+            if console.debug or _names(error) & {"ClickException", "Exit", "Abort"}:
                 raise
             typer.echo(f"Error: {error_text(error)}", err=True)
             raise typer.Exit(_exit_code(error)) from None
 
 
+def _names(error: Exception) -> set[str]:
+    return {type_.__name__ for type_ in type(error).__mro__}
+
+
 def _exit_code(error: Exception) -> int:
-    names = {type_.__name__ for type_ in type(error).__mro__}
+    names = _names(error)
     if names & {"TooManyRejected", "SchemaError"}:
         return DATA_REFUSED
     return USAGE if names & {"ConfigError", "FileNotFoundError"} else FAILED

@@ -99,9 +99,9 @@ def _fused(vectors: Floats, weights: Ints, admin: AdminTable, min_panoramas: int
     )
     order = np.lexsort((np.arange(len(vectors)), admin2, admin1, country))
     keys = np.stack([country, admin1, admin2], axis=1)[order]
-    starts = np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(axis=1)]) if len(keys) else []
+    starts = np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1
     areas: dict[int, list[_Area]] = {}
-    for rows in np.split(order, starts[1:]) if len(keys) else []:
+    for rows in np.split(order, starts) if len(order) else []:
         total = (vectors[rows] * weights[rows, None]).sum(axis=0)
         area = _Area(int(admin1[rows[0]]), int(weights[rows].sum()), total, [rows])
         areas.setdefault(int(country[rows[0]]), []).append(area)

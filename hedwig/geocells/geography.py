@@ -262,7 +262,7 @@ def wrapped(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise ValueError(
-            f"{bad.sum()} of {len(lat)} points are not positions in degrees, first lat={lat[i]}, lon={lon[i]} in row {i}; "
+            f"{bad.sum()} of {len(lat)} points are not positions, first row {i}: lat={lat[i]}, lon={lon[i]}; "
             "take rows without a position out first, and check that lat and lon are not swapped."
         )
     return lat.copy(), np.where(np.abs(lon) < 180, lon, (lon + 180) % 360 - 180)

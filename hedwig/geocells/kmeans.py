@@ -2,15 +2,17 @@
 
 k-means++ seeds, Lloyd iterations on unit vectors (Dhillon & Modha 2001: the centre is the normalised mean), and an
 assignment that respects `min_size <= cell <= max_size`. Where the nearest centres already satisfy the bounds this is
-plain spherical k-means. Otherwise points are shifted along the cheapest chains of cells (a crowded cell hands a point to
-its neighbour, which hands one to the next, until one has room): the shortest paths of a min-cost flow, but on the graph
-of cells instead of points and several at a time. It promises the bounds, and a cost near the optimum, not the optimum.
+plain spherical k-means. Otherwise points are shifted along the cheapest chains of cells (a crowded cell hands a point
+to its neighbour, which hands one to the next, until one has room): the shortest paths of a min-cost flow, but on the
+graph of cells instead of points and several at a time. It promises the bounds, and a cost near the optimum.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
 __all__ = ["spherical_kmeans"]
@@ -19,8 +21,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LLOYD_STEPS = 50
-BOUNDED_STEPS = 5
-NUM_CANDIDATES = 16  # nearest centres a point may go to, unless the bounds need more
+BOUNDED_STEPS = 3
+NUM_CANDIDATES = 8  # nearest centres a point may go to, unless the bounds need more
 
 
 def spherical_kmeans(
@@ -140,30 +142,32 @@ def _cheapest_chains(arcs: list[tuple[Ints, Ints, Floats, Ints]], surplus: Ints,
     The successive shortest paths of min-cost flow, except that a round takes several of them at once.
     """
     tail, head, price, mover = (np.concatenate(column) for column in zip(*arcs, strict=True))
-    reach = np.where(surplus > 0, 0.0, np.inf)
-    via = np.full(len(surplus), -1, dtype=np.int64)
-    price = np.maximum(price, 0)  # a way back to the nearest centre saves cost; as a gain it could close a cycle
-    for _ in range(len(surplus)):  # Bellman-Ford
-        offer = reach[tail] + price
-        better = np.flatnonzero(offer < reach[head] - 1e-12)
-        if len(better) == 0:
-            break
-        better = better[np.lexsort((offer[better], head[better]))]
-        better = better[np.diff(head[better], prepend=-1) > 0]
-        reach[head[better]], via[head[better]] = offer[better], better
+    num_cells = len(surplus)
+    # a way back to the nearest centre saves cost; as a gain it could close a cycle, and 0 would be no arc
+    graph = csr_array(
+        (np.maximum(price, 1e-12), head, np.searchsorted(tail, np.arange(num_cells + 1))), (num_cells, num_cells)
+    )
+    reach, before, _ = dijkstra(graph, indices=np.flatnonzero(surplus), min_only=True, return_predecessors=True)
+    entered = np.flatnonzero(before >= 0)
+    via = np.full(num_cells, -1, dtype=np.int64)
+    via[entered] = np.searchsorted(tail * num_cells + head, before[entered] * num_cells + entered)
+    parent = np.where(via >= 0, tail[via], np.arange(len(via)))
+    branch = np.where(via[parent] >= 0, parent, np.arange(len(via)))  # ends at the first cell after the source
+    while (branch[branch] != branch).any():
+        branch = branch[branch]
     moves: list[tuple[int, int]] = []
     moved: set[int] = set()
     surplus = surplus.copy()
     for sink in np.argsort(reach, kind="stable"):
-        if room[sink] == 0 or not np.isfinite(reach[sink]):
+        first = via[branch[sink]]
+        if room[sink] == 0 or first < 0 or surplus[tail[first]] == 0 or int(mover[first]) in moved:
             continue
         chain, cell = [], int(sink)
-        while via[cell] >= 0:
+        while via[cell] >= 0 and int(mover[via[cell]]) not in moved:
             chain.append((int(mover[via[cell]]), cell))
             cell = int(tail[via[cell]])
-        movers = {point for point, _ in chain}
-        if surplus[cell] > 0 and not movers & moved:
+        if via[cell] < 0:
             surplus[cell] -= 1
-            moved |= movers
+            moved |= {point for point, _ in chain}
             moves += chain
     return moves

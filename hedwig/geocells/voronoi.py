@@ -167,7 +167,7 @@ def _circumcentres(vectors: Floats, triangles: Ints) -> Floats:
     offset /= 2 * area_sq
     small = ((offset**2).sum(axis=1) < 0.01) & ((centres * a).sum(axis=1) > 0)
     centres[small] = a[small] + offset[small]
-    return centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    return np.asarray(centres / np.linalg.norm(centres, axis=1, keepdims=True))
 
 
 def _circle_edges(vectors: Floats, labels: Ints) -> tuple[Floats, Floats, Floats, Floats]:

@@ -24,7 +24,7 @@ from hedwig.models.clip import MeanCLIP, load_clip, random_clip, save_clip, tiny
 from hedwig.models.viclip import B16, L14, TINY, ViCLIP, ViCLIPConfig, load_viclip, random_viclip, save_viclip
 from hedwig.models.weights import read_card, weights_digest, weights_file
 
-__all__ = ["ENCODER_NAMES", "VideoTextEncoder", "load_encoder", "save_encoder"]
+__all__ = ["ENCODER_NAMES", "VideoTextEncoder", "encoder_sizes", "load_encoder", "save_encoder"]
 
 ENCODER_NAMES = ("viclip-tiny", "viclip-b16", "viclip-l14", "clip-tiny", "clip-vit-l14")
 
@@ -120,10 +120,7 @@ def load_encoder(
         FileNotFoundError: there is no such weights file.
         ValueError: unknown name, device or dtype, or weights of another model.
     """
-    if name not in ENCODER_NAMES:
-        near = difflib.get_close_matches(name, ENCODER_NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"Unknown encoder {name!r}; {hint}There are {', '.join(ENCODER_NAMES)}.")
+    _check_name(name)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}.")
     if weights is None:
@@ -137,6 +134,20 @@ def load_encoder(
         written = f"weights from {file.name}, sha256 {encoder.weights_digest[:12]}"
         encoder.weights_note = str(read_card(file).get("note") or written)
     return encoder
+
+
+def encoder_sizes(name: str) -> tuple[int, int, int]:
+    """(frame side in px, frames, embedding dimension of images and of texts) of a named encoder, without building it."""
+    _check_name(name)
+    config = _viclip_config({"clip-tiny": "viclip-tiny", "clip-vit-l14": "viclip-l14"}.get(name, name))
+    return config.frame_px, config.num_frames, config.embed_dim
+
+
+def _check_name(name: str) -> None:
+    if name not in ENCODER_NAMES:
+        near = difflib.get_close_matches(name, ENCODER_NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"Unknown encoder {name!r}; {hint}There are {', '.join(ENCODER_NAMES)}.")
 
 
 def _viclip_config(name: str) -> ViCLIPConfig:

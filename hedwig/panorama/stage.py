@@ -37,6 +37,7 @@ class PanoramaSlicer:
     """
 
     reads = ("image_bytes", "projection", "heading")
+    reads_if_there = ("bearing_deg",)
     writes = ("frames", "content_hash")
 
     def __init__(self, *, slicing: Slicing, num_threads: int = 2) -> None:

@@ -79,7 +79,8 @@ class Chain:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """(B,) rows in, (B,) rows out, in the same order."""
-        needed = {name for stage in self._stages for name in stage.reads if name in table.column_names}
+        wanted = {n for s in self._stages for n in (*s.reads, *getattr(s, "reads_if_there", ()))}
+        needed = wanted & set(table.column_names)
         batch = columns_to_batch(table, sorted(needed))
         size = table.num_rows
         alive = np.arange(size)

@@ -1,10 +1,11 @@
 """One table in, one table out, exactly once per row: Ray Data's checkpoint below, an audit of the ids on top.
 
 The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -> one actor pool -> write Parquet, one
-row per panorama from end to end. Everything, failed rows too, is first written to ``<folder>/.staging``; when all
-input ids are there, the staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the
-manifest follows. Killed at any point, the same call goes on from what is committed. Nothing is written twice, because a
-row's file and its id are committed together and the last step only renames or replaces files of the same name.
+row per panorama from end to end. Everything, failed rows too, is first written to ``<folder>/.staging``; then the
+staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed at
+any point, the same call first settles what it finds: whole staged files become parts, half ones are deleted, rows that
+were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that the
+parts really hold. So what Ray skips is what is there, and an audit of all ids ends every run.
 """
 
 from __future__ import annotations
@@ -80,16 +81,14 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
     ids = _source_ids(task)
     staging = storage.join(task.folder, STAGING)
     _forget_other_work(task)
-    done = (
-        _ids_in(staging, "") | _ids_in(task.folder, "part-") | _ids_in(storage.join(task.folder, "rejected"), "part-")
-    )
+    done = _settle(task)
     if done:
-        logger.info("%s: resumed, %d/%d rows were done before", task.kind, len(done & ids), len(ids))
+        logger.info("%-9s resumed: %d/%d rows were done before", task.kind, len(done), len(ids))
     if ids - done:
-        with _watching(staging, len(ids), on_progress):
+        with _watching(staging, len(ids), len(done), on_progress):
             _run(task, len(ids))
     counts = _publish_files(task)
-    enforce_max_rejected(task.kind, counts.rejected, len(ids), task.max_rejected, counts.reasons)
+    enforce_max_rejected(task.kind, counts.rejected, len(ids), task.max_rejected, counts.reasons, counts.example)
     _audit(task, ids)
     manifest = storage.publish(
         task.folder,
@@ -130,15 +129,26 @@ def _forget_other_work(task: RowsTask) -> None:
     storage.delete(storage.join(task.folder, storage.MANIFEST))
 
 
-def _ids_in(folder: str, prefix: str) -> set[str]:
-    ids: set[str] = set()
-    for path in storage.list_files(folder, suffix=".parquet"):
-        if os.path.basename(path).startswith(prefix):
-            try:
-                ids.update(pq.read_table(*_where(path), columns=["pano_id"])["pano_id"].to_pylist())
-            except pa.ArrowInvalid:  # cut off by a kill; never committed, so Ray deletes it and does its rows again
-                logger.info("%s is incomplete; its rows will be done again", path)
-    return ids
+def _settle(task: RowsTask) -> set[str]:
+    """Bring an unfinished folder into order; returns the ids that are done."""
+    for path in storage.list_files(storage.join(task.folder, STAGING), suffix=".parquet"):
+        try:
+            pq.read_metadata(*_where(path))
+        except pa.ArrowInvalid:
+            storage.delete(path)  # cut off by a kill, so never committed
+    _publish_files(task)
+    for leftover in (STAGING, CHECKPOINT, "rejected"):
+        storage.delete(storage.join(task.folder, leftover))
+    tables = [pq.read_table(*_where(path), columns=["pano_id"]) for path in _parts(task)]
+    if not tables:
+        return set()
+    done = pa.concat_tables(tables)
+    storage.write_table(storage.join(task.folder, CHECKPOINT, "settled.parquet"), done)
+    return set(done["pano_id"].to_pylist())
+
+
+def _parts(task: RowsTask) -> list[str]:
+    return [f for f in storage.list_files(task.folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
 
 
 def _run(task: RowsTask, num_rows: int) -> None:
@@ -198,7 +208,7 @@ def _check_cpus(pool: EmbedConfig) -> None:
 
 
 @contextmanager
-def _watching(staging: str, total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[None]:
+def _watching(staging: str, total: int, before: int, on_progress: Callable[[int, int], None] | None) -> Iterator[None]:
     """Count the committed rows once a second while the block runs."""
     if on_progress is None:
         yield
@@ -215,7 +225,7 @@ def _watching(staging: str, total: int, on_progress: Callable[[int, int], None] 
                         counted[path] = pq.read_metadata(inner, filesystem=fs).num_rows
             except (OSError, pa.ArrowInvalid):
                 continue  # a file that is being written; it counts at the next look
-            on_progress(min(sum(counted.values()), total), total)
+            on_progress(min(before + sum(counted.values()), total), total)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -231,6 +241,7 @@ class _Counts:
     out: int
     rejected: int
     reasons: dict[str, int]
+    example: str
 
 
 def _publish_files(task: RowsTask) -> _Counts:
@@ -248,14 +259,11 @@ def _publish_files(task: RowsTask) -> _Counts:
         if bad.num_rows:
             storage.write_table(storage.join(rejected_folder, name), _rejections(bad, task.kind))
         storage.delete(path)
-    num_out = sum(_num_rows(f) for f in storage.list_files(task.folder, suffix=".parquet"))
+    num_out = sum(_num_rows(f) for f in _parts(task))
     files = storage.list_files(rejected_folder, suffix=".parquet")
-    reasons = Counter(
-        reason.split(":")[0]
-        for file in files
-        for reason in pq.read_table(*_where(file), columns=["reason"])["reason"].to_pylist()
-    )
-    return _Counts(num_out, sum(_num_rows(f) for f in files), dict(reasons.most_common()))
+    texts = [t for file in files for t in pq.read_table(*_where(file), columns=["reason"])["reason"].to_pylist()]
+    reasons = Counter(text.split(":")[0] for text in texts)
+    return _Counts(num_out, len(texts), dict(reasons.most_common()), texts[0] if texts else "")
 
 
 def _where(path: str) -> tuple[Any]:
@@ -277,7 +285,7 @@ def _rejections(bad: pa.Table, kind: str) -> pa.Table:
 
 
 def enforce_max_rejected(
-    kind: str, num_rejected: int, num_in: int, max_rejected: float, reasons: Mapping[str, int]
+    kind: str, num_rejected: int, num_in: int, max_rejected: float, reasons: Mapping[str, int], example: str = ""
 ) -> None:
     """Raise TooManyRejected when the limit, a share below 1 or else a count, is passed."""
     limit = max_rejected * num_in if max_rejected < 1 else max_rejected
@@ -285,7 +293,7 @@ def enforce_max_rejected(
         commonest = "; ".join(f"{count} x {reason}" for reason, count in list(reasons.items())[:5])
         raise TooManyRejected(
             f"{kind}: {num_rejected} of {num_in} rows were rejected, and data.max_rejected={max_rejected:g} allows "
-            f"{int(np.floor(limit))}. Commonest reasons: {commonest}. Every rejected row stands in {kind}/rejected/. "
+            f"{int(np.floor(limit))}. Commonest reasons: {commonest}.{f' For example: {example}.' if example else ''} Every rejected row stands in {kind}/rejected/. "
             "Mend the input, or raise data.max_rejected."
         )
 

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hedwig import storage
-from hedwig.captions import TemplateCaptioner
+from hedwig.captions import TemplateCaptioner, captioner_options
 from hedwig.config import EncoderConfig
 from hedwig.embed import Embedder
 from hedwig.geocells import Geocells, Geography, build_geocells
@@ -113,10 +114,13 @@ def _count(column: Any) -> dict[str, int]:
 
 def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
     """The slicing section with the frame size that the encoder takes."""
-    from hedwig.models.encoder import frame_px_of
+    from hedwig.models.encoder import encoder_sizes
 
+    frame_px, num_frames, _ = encoder_sizes(encoder.name)
     settings = run.experiment.slicing.model_dump()
-    return Slicing(**settings, frame_px=frame_px_of(encoder.name))
+    if settings["num_frames"] != num_frames:
+        raise ValueError(f"slicing.num_frames is {settings['num_frames']}, and {encoder.name} takes {num_frames}.")
+    return Slicing(**settings, frame_px=frame_px)
 
 
 def _slicing_steps(run: Run, encoder: EncoderConfig) -> list[Step]:
@@ -128,8 +132,6 @@ def _slicing_steps(run: Run, encoder: EncoderConfig) -> list[Step]:
 
 
 def _slicing_config(run: Run, encoder: EncoderConfig) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return asdict(slicing_of(run, encoder))
 
 
@@ -149,8 +151,10 @@ def captions(run: Run) -> Manifest:
     """One caption per panorama."""
     x = run.experiment
     steps = _slicing_steps(run, x.encoder)
-    steps.append(Step(TemplateCaptioner if x.captions.source == "template" else _NoCaptions))
-    config = {"captions": x.captions.model_dump(mode="json"), "slicing": _slicing_config(run, x.encoder)}
+    slicing = _slicing_config(run, x.encoder)
+    template = Step(TemplateCaptioner, captioner_options(slicing))
+    steps.append(template if x.captions.source == "template" else Step(_NoCaptions))
+    config = {"captions": x.captions.model_dump(mode="json"), "slicing": slicing}
     return _rows(run, "caption", "captions", "panoramas", steps, captions_schema(), config)
 
 
@@ -241,7 +245,7 @@ def _trains_baseline(run: Run) -> bool:
 
 
 def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> Manifest:
-    from hedwig.models.encoder import embedding_dim_of
+    from hedwig.models.encoder import encoder_sizes
 
     x = run.experiment
     # Inside the run, weights are named relative to it: a run folder may be moved.
@@ -268,8 +272,8 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
         "num_threads": x.embed.num_threads,
     }
     steps = [*_slicing_steps(run, encoder), Step(Embedder, arguments)]
-    image_dim, text_dim = embedding_dim_of(encoder.name)
-    schema = embeddings_schema(image_dim, text_dim)
+    dim = encoder_sizes(encoder.name)[2]
+    schema = embeddings_schema(dim, dim)
     return _rows(run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs)
 
 
@@ -323,7 +327,7 @@ def geocells(run: Run) -> Manifest:
             method=section.method,
             min_panoramas=section.min_panoramas,
             max_panoramas=section.max_panoramas,
-            num_cells=min(section.num_cells, train.num_rows),
+            num_cells=section.num_cells,
             geography=geography_of(run),
             seed=section.seed,
         )

@@ -167,12 +167,12 @@ def _selection_panel(axes: Axes, error: Floats, confidence: Floats) -> None:
         return say_empty(axes, "too few queries with a confidence")
     error = np.maximum(error[keep][np.argsort(-confidence[keep], kind="stable")], 0.01)
     counts = np.unique(np.linspace(min(len(error), max(5, len(error) // 20)), len(error), 80).astype(int))
-    axes.plot(counts / len(error), [np.median(error[:n]) for n in counts], color=BLUE, linewidth=2.2)
-    axes.axhline(float(np.median(error)), color=MUTED, linewidth=1, linestyle=(0, (5, 2)))
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    low, high = min(low, float(np.median(error)) / 2), max(high, float(np.median(error)) * 2)
+    medians = np.array([np.median(error[:n]) for n in counts])
+    low, high = float(medians.min()) / 2, float(medians.max()) * 2
     axes.set_ylim(low, high)
+    axes.set_yscale("log")
+    axes.plot(counts / len(error), medians, color=BLUE, linewidth=2.2)
+    axes.axhline(float(np.median(error)), color=MUTED, linewidth=1, linestyle=(0, (5, 2)))
     axes.annotate(
         "all queries", (0.0, float(np.median(error))), xytext=(3, 3), textcoords="offset points", size=8.5, color=MUTED
     )

@@ -81,7 +81,7 @@ def png_bytes(figure: Figure, *, dpi: int = 160, max_bytes: int = MAX_PNG_BYTES)
         figure.savefig(buffer, format="png", dpi=step_dpi, metadata={"Software": "hedwig"})
         if buffer.tell() <= max_bytes:
             break
-        image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         smaller = io.BytesIO()
         image.save(smaller, format="PNG")
         buffer = min(buffer, smaller, key=lambda b: b.tell())

@@ -92,6 +92,7 @@ def _header(content: ReportContent) -> str:
         if content.evaluation is None
         else "The evaluation gives no verdict."
     )
+    first, stop, more = str(verdict).partition(". ")
     better = evaluation.get("better_than_floors")
     tone = "" if better is None else " good" if better else " bad"
     num_cells = 0 if content.geocells is None else len(content.geocells)
@@ -103,9 +104,10 @@ def _header(content: ReportContent) -> str:
         f"encoder: {content.encoder_note}" if content.encoder_note else "",
     ]
     line = " · ".join(text(f) for f in facts if f)
+    rest = f"<span>{text(more)}</span>" if more else ""
     return (
         f"<header><h1>{text(content.title)}{badge}</h1>"
-        f'<p class="verdict{tone}">{text(verdict)}</p><p class="quiet">{line}</p></header>'
+        f'<p class="verdict{tone}">{text(first + stop.rstrip())}{rest}</p><p class="quiet">{line}</p></header>'
     )
 
 
@@ -113,7 +115,7 @@ def _key_figures(content: ReportContent, picture: Picture | None) -> str:
     methods = (content.evaluation or {}).get("methods") or {}
     groups = grouped_methods(methods)
     shown = ("median km", "GeoScore", "@25", "@200", "@750", "@2500")
-    titles = {"@25": "≤ 25 km", "@200": "≤ 200", "@750": "≤ 750", "@2500": "≤ 2500"}
+    titles = {"@25": "< 25 km", "@200": "< 200", "@750": "< 750", "@2500": "< 2500"}
     rows = []
     for kind, members in groups.items():
         if kind != "method":
@@ -158,7 +160,7 @@ def _gallery(content: ReportContent, width_px: int, neighbour_px: int) -> str:
         return ""
     errors = column(content.queries, "error_km")
     blocks = []
-    for example in content.gallery:
+    for example in sorted(content.gallery, key=_error_or_last):
         name = text(str(example.get("pano_id", "")))
         strip = _strip(example.get("strip"), width_px, f"panorama {example.get('pano_id', '')}")
         near = "".join(_neighbour(n, neighbour_px) for n in example.get("neighbours") or [])
@@ -172,6 +174,11 @@ def _gallery(content: ReportContent, width_px: int, neighbour_px: int) -> str:
             f"{near}</div></article>"
         )
     return f"<h2>Examples, from the best to the worst</h2>{''.join(blocks)}"
+
+
+def _error_or_last(example: Mapping[str, Any]) -> float:
+    error = plain(example.get("error_km"))
+    return float("inf") if error is None else float(error)
 
 
 def _rank(example: Mapping[str, Any], errors: Floats) -> str:

@@ -48,7 +48,7 @@ def records_table(content: ReportContent, words: str, records: Iterable[Mapping[
 
 
 def _words(name: str) -> str:
-    return name.replace("num_", "").replace("_", " ").replace(" ci", " 95 % CI").replace("accuracy at ", "≤ ")
+    return name.replace("num_", "").replace("_", " ").replace(" ci", " 95 % CI").replace("accuracy at ", "< ")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -148,7 +148,7 @@ def definitions(content: ReportContent) -> str:
         return ""
     terms = {
         "error": "great-circle (haversine) distance between answer and truth on a sphere of 6371.0088 km radius",
-        "≤ x km": "share of queries with a smaller error: 1 street, 25 city, 200 region, 750 country, 2500 continent",
+        "< x km": "share of queries with a smaller error: 1 street, 25 city, 200 region, 750 country, 2500 continent",
         "GeoScore": "mean of 5000 · exp(−error / 1492.7 km); 5000 is perfect",
         "trimmed mean": "mean of the middle 80 % of the errors",
         "interval": "95 %, from a bootstrap over queries; shares of single groups after Wilson",

@@ -27,6 +27,8 @@ p{margin:.4rem 0}
 .quiet,figcaption,caption{color:var(--muted);font-size:.86rem}
 .badge{display:inline-block;background:var(--warn-bg);color:var(--warn);border:1px solid currentColor;
 border-radius:999px;font-size:.74rem;font-weight:600;padding:.05em .7em;vertical-align:.28em;letter-spacing:.01em}
+caption .badge{vertical-align:baseline;margin-right:.2em}h3 .quiet{font-weight:400}
+.verdict span{display:block;font-size:.92rem;color:var(--muted)}
 .verdict{font-size:1.1rem;line-height:1.45;max-width:62em;margin:.8rem 0 .4rem;padding-left:.85rem;
 border-left:4px solid var(--muted);text-wrap:pretty}
 .verdict.good{border-color:var(--good)}.verdict.bad{border-color:var(--bad)}

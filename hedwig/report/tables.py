@@ -65,10 +65,10 @@ def number(value: Any, *, unit: str = "") -> str:
     if value is None:
         return "–"
     if isinstance(value, int):
-        return f"{value:,}{unit}"
+        return f"{value:,}{unit}".replace("-", "−")
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2
-    return f"{value:,.{digits}f}{unit}"
+    return f"{value:,.{digits}f}{unit}".replace("-", "−")
 
 
 def percent(value: Any) -> str:

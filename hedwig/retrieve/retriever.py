@@ -48,7 +48,7 @@ class Retriever:
         radius_scale: what `fit_radius_scale` found on a validation split; 1 yields the raw spread as radius.
     """
 
-    reads: tuple[str, ...] = ("image_embedding", "text_embedding")
+    reads: tuple[str, ...] = ("pano_id", "image_embedding", "text_embedding")
     writes: tuple[str, ...] = (
         "lat", "lon", "cell_ids", "cell_probs", "neighbour_ids", "neighbour_scores", "radius_km", "confidence",
     )  # fmt: skip

@@ -130,9 +130,9 @@ class Hedwig:
             )
         captioner: Stage | None = None
         if manifest.config.get("captions", {}).get("source", "none") == "template":
-            from hedwig.captions import TemplateCaptioner
+            from hedwig.captions import TemplateCaptioner, captioner_options
 
-            captioner = TemplateCaptioner()
+            captioner = TemplateCaptioner(**captioner_options(manifest.config["slicing"]))
         slicing = Slicing(**{"frame_px": embedder.encoder.frame_px, **manifest.config["slicing"]})
         return cls(retriever, slicing=slicing, embedder=embedder, captioner=captioner)
 

@@ -126,7 +126,6 @@ def train_encoder(
     if num_train < max(num_workers, 1):
         raise ValueError(f"{num_train} training rows with a position in {frames!r} for {num_workers} worker(s).")
     settings = {
-        "frames": frames,
         "data": hashlib.sha256("\0".join([*plan["train"], "", *plan["val"]]).encode()).hexdigest(),
         "encoders": list(encoders),
         "epochs": epochs,
@@ -182,6 +181,7 @@ def _plan(frames: str, num_cells: int, seed: int) -> dict[str, Any]:
     labels = spherical_kmeans(vectors, num_cells, 1, len(train), seed=seed)
     centres = [spherical_mean(*train.loc[labels == c, ["lat", "lon"]].to_numpy().T) for c in range(num_cells)]
     return {
+        "frames": frames,
         "train": train["pano_id"].tolist(),
         "val": rows.loc[rows["split"] == "val", "pano_id"].tolist(),
         "cell_lat": np.array([lat for lat, _ in centres]),
@@ -194,7 +194,7 @@ def _worker(settings: dict[str, Any]) -> None:
     plan = payload_of(settings)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    shares = {split: read_frames(settings["frames"], plan[split][rank::world]) for split in ("train", "val")}
+    shares = {split: read_frames(plan["frames"], plan[split][rank::world]) for split in ("train", "val")}
     state = restore() or {"trained": {}, "histories": {name: [] for name in settings["encoders"]}, "model": None}
     report = Reporter(settings, 0.0)
     for place, name in enumerate(settings["encoders"]):

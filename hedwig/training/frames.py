@@ -18,10 +18,36 @@ import pyarrow.parquet as pq
 
 from hedwig.storage import filesystem, join, list_files, write_bytes
 
-__all__ = ["read_frames", "read_positions", "write_frames"]
+__all__ = ["frames_schema", "read_frames", "read_positions", "write_frames"]
 
 SHAPE = b"frames_shape"
 COLUMNS = ("pano_id", "lat", "lon", "split", "caption")
+
+
+def frames_schema(num_frames: int, frame_px: int) -> pa.Schema:
+    """Columns of a frames cache of (V, S, S, 3) uint8, for a pipeline that writes the files itself."""
+    shape = (num_frames, frame_px, frame_px, 3)
+    texts = ("pano_id", "split", "caption")
+    fields = [pa.field(name, pa.string() if name in texts else pa.float64()) for name in COLUMNS]
+    frames = pa.field("frames", pa.binary(num_frames * frame_px * frame_px * 3))
+    return pa.schema([*fields, frames], metadata={SHAPE: ",".join(map(str, shape)).encode()})
+
+
+def frames_schema(num_frames: int, frame_px: int) -> pa.Schema:
+    """Schema of a frames cache of (V, S, S, 3) frames, the shape in its metadata."""
+    return _schema((num_frames, frame_px, frame_px, 3))
+
+
+def _schema(shape: tuple[int, ...]) -> pa.Schema:
+    fields = {
+        "pano_id": pa.string(),
+        "lat": pa.float64(),
+        "lon": pa.float64(),
+        "split": pa.string(),
+        "caption": pa.string(),
+        "frames": pa.binary(int(np.prod(shape))),
+    }
+    return pa.schema(fields, metadata={SHAPE: ",".join(map(str, shape)).encode()})
 
 
 def write_frames(folder: str, part: str, rows: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -38,17 +64,17 @@ def write_frames(folder: str, part: str, rows: Mapping[str, np.ndarray[Any, Any]
     frames = np.ascontiguousarray(rows["frames"])
     if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be uint8 (N, V, S, S, 3), got {frames.dtype} {frames.shape}.")
-    size = frames[0].size if len(frames) else int(np.prod(frames.shape[1:]))
-    binary = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(frames), [None, pa.py_buffer(frames)])
-    columns = {
-        "pano_id": pa.array([str(v) for v in rows["pano_id"]], pa.string()),
-        "lat": pa.array(np.asarray(rows["lat"], dtype=np.float64)),
-        "lon": pa.array(np.asarray(rows["lon"], dtype=np.float64)),
-        "split": pa.array([str(v) for v in rows["split"]], pa.string()),
-        "caption": pa.array([None if v is None else str(v) for v in rows["caption"]], pa.string()),
-        "frames": binary,
-    }
-    table = pa.table(columns).replace_schema_metadata({SHAPE: ",".join(map(str, frames.shape[1:])).encode()})
+    schema = _schema(frames.shape[1:])
+    kind = schema.field("frames").type
+    columns = [
+        pa.array([str(v) for v in rows["pano_id"]], pa.string()),
+        pa.array(np.asarray(rows["lat"], dtype=np.float64)),
+        pa.array(np.asarray(rows["lon"], dtype=np.float64)),
+        pa.array([str(v) for v in rows["split"]], pa.string()),
+        pa.array([None if v is None else str(v) for v in rows["caption"]], pa.string()),
+        pa.FixedSizeBinaryArray.from_buffers(kind, len(frames), [None, pa.py_buffer(frames)]),
+    ]
+    table = pa.table(columns, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, use_dictionary=False, compression="none", write_statistics=False)
     path = join(folder, part if part.startswith("part-") else f"part-{part}")
