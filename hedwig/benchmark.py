@@ -2,8 +2,8 @@
 
     make bench          (or: python -m hedwig.benchmark --json)
 
-Machines are noisy and differ, so every figure that is compared is measured interleaved with its twin in the same process
-and given as a ratio of CPU seconds. Nothing here asserts a speed; `tests/` asserts that both ways agree.
+Machines are noisy and differ, so every figure is measured interleaved with its twin in the same process and given as a
+ratio of CPU seconds. Nothing here asserts a speed; `tests/` asserts that both ways agree.
 """
 
 from __future__ import annotations

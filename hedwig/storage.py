@@ -278,7 +278,7 @@ def publish(
     seconds: float = 0.0,
     skip: Sequence[str] = (),
 ) -> Manifest:
-    """Digest the files of `folder`, but for those under the paths `skip`, and write its manifest: now it is an artefact.
+    """Digest the files of `folder`, but for those under `skip`, and write its manifest: now it is an artefact.
 
     Raises:
         ValueError: ``num_in != num_out + num_rejected``.

@@ -1,12 +1,11 @@
-"""Run the stage 'caption' of an experiment:  ray job submit -- python ray_jobs/caption.py experiments/hedwig.yaml [key=value ...]."""
+"""Run the stage 'caption' of an experiment.
 
-import logging
+ray job submit -- python ray_jobs/caption.py experiments/hedwig.yaml [key=value ...]
+"""
+
 import sys
 
-from hedwig.config import load_experiment
-from hedwig.pipelines import run_experiment
+from hedwig.pipelines import run_job
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    experiment = load_experiment(sys.argv[1], ["cluster.address=auto", *sys.argv[2:]])
-    run_experiment(experiment, first="caption", last="caption")
+    run_job(sys.argv[1:], stage="caption")

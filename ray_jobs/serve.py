@@ -1,4 +1,7 @@
-"""Serve a run on the cluster:  ray job submit -- python ray_jobs/serve.py s3://bucket/runs/hedwig [replicas]."""
+"""Serve a run on the cluster.
+
+ray job submit -- python ray_jobs/serve.py s3://bucket/runs/hedwig [replicas].
+"""
 
 import sys
 import time

@@ -15,7 +15,7 @@ def write(tmp_path, text):
 
 
 def test_unknown_keys_are_refused_with_a_suggestion():
-    with pytest.raises(ConfigError, match="Unknown key 'trainin'. Did you mean 'training'?"):
+    with pytest.raises(ConfigError, match=r"Unknown key 'trainin'. Did you mean 'training'\?"):
         validate_experiment({"output": "x", "trainin": {}})
     with pytest.raises(ConfigError, match=r"Unknown key 'encoder.train.epoch'. Did you mean 'epochs'?"):
         validate_experiment({"output": "x", "encoder": {"train": {"epoch": 1}}})
@@ -39,7 +39,7 @@ def test_overrides_pass_the_same_validation(tmp_path):
     assert x.data.synthetic is not None
     assert x.data.synthetic.num == 5
     assert x.slicing.headings_deg == (0.0, 90.0)
-    with pytest.raises(ConfigError, match="Unknown key 'training.epoch'"):
+    with pytest.raises(ConfigError, match=r"Unknown key 'training.epoch'"):
         load_experiment(path, ["training.epoch=3"])
     with pytest.raises(ConfigError, match="not of the form key=value"):
         load_experiment(path, ["training.epochs"])

@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train(cache: str, tmp_path: Path, **options) -> dict:
     defaults = {
         "epochs": 4,
-        "batch_size": 16,
+        "batch_size": 8,
         "num_cells": 16,
         "tau_km": 1500.0,
         "num_workers": 0,
@@ -85,8 +85,8 @@ def test_frames_come_back_as_they_were(cache, tmp_path):
         write_frames(str(tmp_path), "c", {**other, "frames": other["frames"].astype(np.float32)})
 
 
-@pytest.mark.parametrize("name", ["viclip-tiny", "clip-tiny"])
-def test_it_learns_where_colours_are(cache, tmp_path, name):
+def test_it_learns_where_colours_are(cache, tmp_path):
+    name = "viclip-tiny"
     metrics = train(cache, tmp_path, encoders=[name])[name]
     lines = [json.loads(line) for line in (tmp_path / "out" / name / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < 0.85 * lines[0]["train_loss"]
@@ -111,9 +111,9 @@ def test_it_learns_where_colours_are(cache, tmp_path, name):
 
 
 def test_a_budget_decides_the_epochs(cache, tmp_path, monkeypatch):
-    # 12 steps a row at 0.5 s make 6 s an epoch and validation 0.45 s: 20 s hold three epochs.
+    # 12 steps in 6 s make an epoch, validation adds 0.45 s: 20 s hold three.
     monkeypatch.setattr(training.time, "monotonic", iter(np.arange(0, 10_000, 6.0).tolist()).__next__)
-    metrics = train(cache, tmp_path, epochs=9, time_budget_s=20.0)["viclip-tiny"]
+    metrics = train(cache, tmp_path, epochs=9, batch_size=16, time_budget_s=20.0)["viclip-tiny"]
     assert metrics["epoch"] == 2
 
 

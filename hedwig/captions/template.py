@@ -102,7 +102,8 @@ class TemplateCaptioner:
         captions, counts = np.full(num, "", object), np.zeros(num, np.int32)
         for index in range(num):
             captions[index], counts[index] = self._join(
-                [*clauses["first"][index], *self._outside(clauses["sun"][index], frames.shape[1], heading[index] if around[index] else None,
+                [*clauses["first"][index],
+                 *self._outside(clauses["sun"][index], frames.shape[1], heading[index] if around[index] else None,
                  captured_at[index]), *clauses["last"][index]]
             )  # fmt: skip
         return {**batch, "caption": captions, "caption_num_tokens": counts}

@@ -137,7 +137,7 @@ def load_encoder(
 
 
 def encoder_sizes(name: str) -> tuple[int, int, int]:
-    """(frame side in px, frames, embedding dimension of images and of texts) of a named encoder, without building it."""
+    """(frame side in px, frames, embedding dimension of images and texts) of a named encoder, without building it."""
     _check_name(name)
     config = _viclip_config({"clip-tiny": "viclip-tiny", "clip-vit-l14": "viclip-l14"}.get(name, name))
     return config.frame_px, config.num_frames, config.embed_dim

@@ -7,10 +7,10 @@ artefact is there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hedwig import storage
-from hedwig.config import Experiment
+from hedwig.config import Experiment, load_experiment
 from hedwig.pipelines.cluster import ray_running
 from hedwig.pipelines.report import report
 from hedwig.pipelines.rows import TooManyRejected
@@ -19,7 +19,7 @@ from hedwig.pipelines.stages import STAGES
 from hedwig.pipelines.world import render_world, synth
 from hedwig.schema import suggestion
 
-__all__ = ["Run", "TooManyRejected", "plan", "ray_running", "render_world", "run_experiment"]
+__all__ = ["Run", "TooManyRejected", "plan", "ray_running", "render_world", "run_experiment", "run_job"]
 
 logger = logging.getLogger(__name__)
 _ALL = {"synth": synth, **STAGES, "evaluate": report}
@@ -48,6 +48,19 @@ def plan(experiment: Experiment, first: str | None = None, last: str | None = No
     if begin >= end:
         raise ValueError(f"--from {first} comes after --until {last}; the order is {', '.join(stages)}.")
     return stages[begin:end]
+
+
+def run_job(arguments: Sequence[str], stage: str | None = None) -> None:
+    """What the scripts in ray_jobs/ do: run an experiment, or one stage of it, on the cluster the job was sent to.
+
+    Args:
+        arguments: the experiment file, then ``key=value`` overrides.
+        stage: the only stage to run; None for all.
+    """
+    if not arguments:
+        raise SystemExit("usage: EXPERIMENT [KEY=VALUE]...")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_experiment(load_experiment(arguments[0], ["cluster.address=auto", *arguments[1:]]), first=stage, last=stage)
 
 
 def run_experiment(

@@ -2,9 +2,9 @@
 
 The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -> one actor pool -> write Parquet, one
 row per panorama from end to end. Everything, failed rows too, is first written to ``<folder>/.staging``; then the
-staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed at
-any point, the same call first settles what it finds: whole staged files become parts, half ones are deleted, rows that
-were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that the
+staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed
+at any point, the same call first settles what it finds: whole staged files become parts, half ones are deleted, rows
+that were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that the
 parts really hold. So what Ray skips is what is there, and an audit of all ids ends every run.
 """
 
@@ -293,8 +293,9 @@ def enforce_max_rejected(
         commonest = "; ".join(f"{count} x {reason}" for reason, count in list(reasons.items())[:5])
         raise TooManyRejected(
             f"{kind}: {num_rejected} of {num_in} rows were rejected, and data.max_rejected={max_rejected:g} allows "
-            f"{int(np.floor(limit))}. Commonest reasons: {commonest}.{f' For example: {example}.' if example else ''} Every rejected row stands in {kind}/rejected/. "
-            "Mend the input, or raise data.max_rejected."
+            f"{int(np.floor(limit))}. Commonest reasons: {commonest}."
+            + (f" For example: {example}." if example else "")
+            + f" Every rejected row stands in {kind}/rejected/. Mend the input, or raise data.max_rejected."
         )
 
 

@@ -1,4 +1,4 @@
-"""Build the retriever's files from embeddings: the index of the training rows, and the radius that validation rows teach.
+"""Build the retriever's files from embeddings: the index of training rows, and the radius that validation rows teach.
 
 What is written is what `load_retriever` opens: ``index.faiss``, ``rows.parquet`` and ``calibration.json``. The index is
 checked before it is kept: a sample of training rows, asked as queries, must find themselves at 0 km.

@@ -50,7 +50,7 @@ def spatial_split(
     test_fraction: float,
     seed: int,
 ) -> NDArray[np.str_]:
-    """'train', 'val', 'test' or 'buffer' for each of (N,) points in degrees; `sequence` holds None where a row has none."""
+    """'train', 'val', 'test' or 'buffer' for each of (N,) points in degrees; `sequence` is None where there is none."""
     first_block: dict[str, str] = {}
     sides = []
     for block, name in zip(block_ids(lat, lon, block_km), sequence, strict=True):

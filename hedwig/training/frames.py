@@ -25,15 +25,6 @@ COLUMNS = ("pano_id", "lat", "lon", "split", "caption")
 
 
 def frames_schema(num_frames: int, frame_px: int) -> pa.Schema:
-    """Columns of a frames cache of (V, S, S, 3) uint8, for a pipeline that writes the files itself."""
-    shape = (num_frames, frame_px, frame_px, 3)
-    texts = ("pano_id", "split", "caption")
-    fields = [pa.field(name, pa.string() if name in texts else pa.float64()) for name in COLUMNS]
-    frames = pa.field("frames", pa.binary(num_frames * frame_px * frame_px * 3))
-    return pa.schema([*fields, frames], metadata={SHAPE: ",".join(map(str, shape)).encode()})
-
-
-def frames_schema(num_frames: int, frame_px: int) -> pa.Schema:
     """Schema of a frames cache of (V, S, S, 3) frames, the shape in its metadata."""
     return _schema((num_frames, frame_px, frame_px, 3))
 
