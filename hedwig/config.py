@@ -129,6 +129,9 @@ class EncoderTrainingConfig(_Section):
     num_cells: int = Field(default=64, ge=2)
     tau_km: float = Field(default=500.0, gt=0)
     text_weight: float = Field(default=0.1, ge=0)
+    hidden_patches: float = Field(default=0.5, ge=0, lt=1, description="share of patches left out of a training step")
+    roll_probability: float = Field(default=0.5, ge=0, le=1, description="share of panoramas whose frames are rotated")
+    brightness: float = Field(default=0.1, ge=0, lt=1, description="brightness jitter")
     num_workers: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
 

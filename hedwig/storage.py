@@ -38,6 +38,7 @@ __all__ = [
     "exists",
     "filesystem",
     "fingerprint",
+    "is_folder",
     "is_remote",
     "join",
     "list_files",
@@ -121,6 +122,12 @@ def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, inner = filesystem(path)
     return bool(fs.get_file_info(inner).type != pa.fs.FileType.NotFound)
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder (on object storage: a prefix of something)."""
+    fs, inner = filesystem(path)
+    return bool(fs.get_file_info(inner).type == pa.fs.FileType.Directory)
 
 
 def list_files(folder: str, *, suffix: str = "", recursive: bool = False) -> list[str]:

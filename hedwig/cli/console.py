@@ -131,6 +131,6 @@ class Progress:
             self._bar.update(self._tasks[stage], completed=done, rate=rate)
             if done >= total:
                 self._bar.remove_task(self._tasks.pop(stage))
-        elif not console.quiet and now - self._said.get(stage, began) >= PLAIN_EVERY_S:
+        elif not console.quiet and done and now - self._said.get(stage, began) >= PLAIN_EVERY_S:
             self._said[stage] = now
             typer.echo(f"{stage:<9} {done}/{total} ({done / max(total, 1):.0%}) {rate}", err=True)

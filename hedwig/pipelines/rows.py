@@ -4,8 +4,8 @@ The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -
 row per panorama from end to end. Everything, failed rows too, is first written to ``<folder>/.staging``; then the
 staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed
 at any point, the same call first settles what it finds: whole staged files become parts, half ones are deleted, rows
-that were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that the
-parts really hold. So what Ray skips is what is there, and an audit of all ids ends every run.
+that were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that
+the parts really hold. So what Ray skips is what is there, and an audit of all ids ends every run.
 """
 
 from __future__ import annotations

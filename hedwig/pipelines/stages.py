@@ -78,9 +78,9 @@ def panoramas(run: Run) -> Manifest:
 
 
 def _digest_of_listing(listing: str) -> str:
-    files = [listing] if not storage.list_files(listing) else storage.list_files(listing)
     if not storage.exists(listing):
         raise FileNotFoundError(f"No panorama listing at {listing!r}; give a .csv, .parquet or .geoparquet file.")
+    files = storage.list_files(listing) if storage.is_folder(listing) else [listing]
     return hashlib.sha256(b"".join(hashlib.sha256(storage.read_bytes(f)).digest() for f in files)).hexdigest()
 
 
@@ -222,12 +222,19 @@ def encoder(run: Run) -> Manifest:
             )
         source_manifest = storage.read_manifest(run.folder("frames"))
         num = source_manifest.num_out if source_manifest else 0
-        return storage.publish(
-            run.folder("encoder"), kind="encoder", config=config, inputs=inputs, num_in=num, num_out=num,
+        return _published(
+            run, run.folder("encoder"), kind="encoder", config=config, inputs=inputs, num_in=num, num_out=num,
             details={"metrics": metrics}, seconds=time.monotonic() - started,
         )  # fmt: skip
 
     return run.make("encoder", "encoder", config, inputs, build)
+
+
+def _published(run: Run, folder: str, **record: Any) -> Manifest:
+    """Publish what was trained, and only then drop the checkpoints that a killed run would have gone on from."""
+    manifest = storage.publish(folder, **record)
+    storage.delete(_scratch(run))
+    return manifest
 
 
 def _scratch(run: Run) -> str:
@@ -365,8 +372,8 @@ def geolocator(run: Run) -> Manifest:
             )
         splits = _count(storage.read_table(run.folder("embed"), ["split"])["split"])
         num = splits.get("train", 0) + splits.get("val", 0)
-        return storage.publish(
-            run.folder("train"), kind="geolocator", config=options, inputs=inputs, num_in=num, num_out=num,
+        return _published(
+            run, run.folder("train"), kind="geolocator", config=options, inputs=inputs, num_in=num, num_out=num,
             details={"metrics": metrics}, seconds=time.monotonic() - started,
         )  # fmt: skip
 

@@ -8,14 +8,13 @@ file names with coordinates in them, passwords) stays there. What is wrong with 
 from __future__ import annotations
 
 import io
-import os
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hedwig.schema import check_columns
-from hedwig.storage import exists, is_remote, list_files, read_bytes, resolve
+from hedwig.storage import exists, is_folder, is_remote, list_files, read_bytes, resolve
 
 __all__ = ["read_listing"]
 
@@ -62,7 +61,7 @@ def read_listing(path: str) -> pd.DataFrame:
 
 def _read(path: str) -> pd.DataFrame:
     if not is_remote(path) and not path.lower().endswith((".csv", ".parquet", ".geoparquet", ".tsv")):
-        files = list_files(path, suffix=".parquet") if not os.path.isfile(path) else []
+        files = list_files(path, suffix=".parquet") if is_folder(path) else []
         if not files:
             raise ValueError(
                 f"The listing {path!r} is neither .csv, .tsv, .parquet, .geoparquet nor a folder of Parquet."

@@ -228,23 +228,21 @@ class CachedRows:
 
 
 class AssignCells:
-    """A stage for Ray Data: adds cell_id from the position.
+    """Adds cell_id to Arrow batches; not a stage on numpy, because Ray would turn the vectors into another type.
 
     Args:
         geocells: the artefact's folder.
     """
-
-    reads = ("lat", "lon")
-    writes = ("cell_id",)
 
     def __init__(self, *, geocells: str) -> None:
         from hedwig.geocells import Geocells
 
         self.geocells = Geocells.load(geocells)
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Add cell_id (B,) int64."""
-        return {**batch, "cell_id": np.asarray(self.geocells.assign(batch["lat"], batch["lon"]), dtype=np.int64)}
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Append cell_id, int64, from lat and lon."""
+        cell_ids = self.geocells.assign(table["lat"].to_numpy(), table["lon"].to_numpy())
+        return table.append_column("cell_id", pa.array(np.asarray(cell_ids, dtype=np.int64)))
 
 
 def stream(plan: Plan, geocells: str) -> Any:
@@ -266,6 +264,7 @@ def stream(plan: Plan, geocells: str) -> Any:
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0.5,
         batch_size=4096,
+        batch_format="pyarrow",
     )
 
 
