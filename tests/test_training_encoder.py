@@ -13,7 +13,7 @@ import torch
 from hedwig.geo import haversine_km
 from hedwig.models.encoder import load_encoder
 from hedwig.training import encoder as training
-from hedwig.training import read_frames, train_encoder, write_frames
+from hedwig.training import objective, read_frames, train_encoder, write_frames
 
 
 def toy_rows(num: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ def test_a_budget_decides_the_epochs(cache, tmp_path, monkeypatch):
 
 
 def test_hiding_patches_keeps_the_class_token_and_the_share():
-    hide = training._HidePatches(0.5)
+    hide = objective.HidePatches(0.5)
     tokens = torch.arange(33.0)[None, :, None].expand(4, -1, 2)
     module = torch.nn.Identity().train()
     (kept,) = hide(module, (tokens,))
@@ -131,11 +131,11 @@ def test_hiding_patches_keeps_the_class_token_and_the_share():
 
 def test_augmentation_rotates_whole_clips_and_never_mirrors():
     frames = torch.arange(8, dtype=torch.uint8).reshape(1, 8, 1, 1, 1).expand(64, -1, 2, 2, 3) * 10
-    out = training._augmented(frames, torch.Generator().manual_seed(0), 1.0, 0.0)[:, :, 0, 0, 0] // 10
+    out = objective.augmented(frames, torch.Generator().manual_seed(0), 1.0, 0.0)[:, :, 0, 0, 0] // 10
     assert ((out - out[:, :1]) % 8 == torch.arange(8)).all()
     assert len(out[:, 0].unique()) == 8
-    assert torch.equal(training._augmented(frames, torch.Generator(), 0.0, 0.0), frames)
-    bright = training._augmented(frames + 100, torch.Generator().manual_seed(0), 0.0, 0.1).float() / (frames + 100)
+    assert torch.equal(objective.augmented(frames, torch.Generator(), 0.0, 0.0), frames)
+    bright = objective.augmented(frames + 100, torch.Generator().manual_seed(0), 0.0, 0.1).float() / (frames + 100)
     assert 0.89 < bright.min() < 0.95 < 1.05 < bright.max() < 1.11
 
 

@@ -1,0 +1,86 @@
+"""What an encoder is trained against, and what is done to its input: classifier, hidden patches, augmentation.
+
+Nothing of this survives training but the encoder inside `Objective`. The encoder's own code knows none of it: patches
+are hidden by a hook before the first block, the same for ViCLIP and for CLIP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["HidePatches", "Objective", "augmented", "with_others"]
+
+
+class Objective(nn.Module):
+    """The encoder with what only training needs: the coarse classifier and two temperatures.
+
+    Args:
+        module: the encoder's module.
+        num_cells: C.
+        with_text: whether captions are read.
+    """
+
+    def __init__(self, module: nn.Module, dim: int, num_cells: int, *, with_text: bool) -> None:
+        super().__init__()
+        self.encoder: Any = module
+        self.classifier = nn.Linear(dim, num_cells)
+        nn.init.normal_(self.classifier.weight, std=dim**-0.5)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.log_text_scale = nn.Parameter(torch.tensor(1 / 0.07).log(), requires_grad=with_text)
+        self.with_text = with_text
+
+    def forward(self, frames: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Frames (B, V, S, S, 3) uint8 and token ids (B, L) to logits (B, C), both unit vectors (B, D), a scale."""
+        video = F.normalize(self.encoder.video_features_uint8(frames), dim=-1)
+        logits = self.log_scale.exp() * F.linear(video, self.classifier.weight) + self.classifier.bias
+        text = F.normalize(self.encoder.text_features(ids), dim=-1) if self.with_text and ids is not None else None
+        return logits, video, text, self.log_text_scale.exp()
+
+
+class HidePatches:
+    """Leaves a random share of the patch tokens out before the first block; another choice for every clip and step."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.generator = torch.Generator()
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        (tokens,) = inputs
+        if not module.training or self.share == 0:
+            return None
+        batch, num_patches = len(tokens), tokens.shape[1] - 1
+        kept = max(1, round(num_patches * (1 - self.share)))
+        order = torch.rand(batch, num_patches, generator=self.generator).argsort(dim=1)[:, :kept] + 1
+        index = torch.cat([torch.zeros(batch, 1, dtype=torch.int64), order], dim=1).to(tokens.device)
+        return (tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2])),)
+
+
+def augmented(frames: Tensor, random: torch.Generator, roll_probability: float, brightness: float) -> Tensor:
+    """Rotate the frames of some clips (a panorama is a circle) and scale the brightness of all.
+
+    (B, V, S, S, 3) uint8 in and out. Never mirrored: traffic would change sides.
+    """
+    batch, num_frames = frames.shape[:2]
+    shift = torch.randint(num_frames, (batch, 1), generator=random)
+    shift = shift * (torch.rand(batch, 1, generator=random) < roll_probability)
+    index = (torch.arange(num_frames) + shift) % num_frames
+    rolled = frames[torch.arange(batch)[:, None], index]
+    if brightness == 0:
+        return rolled
+    factor = 1 + brightness * (2 * torch.rand(batch, 1, 1, 1, 1, generator=random) - 1)
+    return (rolled * factor).clamp_(0, 255).to(torch.uint8)
+
+
+def with_others(vectors: Tensor) -> Tensor:
+    """(B, D) of this worker with those of the others around it, (world·B, D); gradients flow into its own only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, vectors.detach())
+    parts[dist.get_rank()] = vectors
+    return torch.cat(parts)
