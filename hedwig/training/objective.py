@@ -50,6 +50,7 @@ class HidePatches:
         self.generator = torch.Generator()
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Tokens (B, 1 + N, W) to (B, 1 + kept, W) while training; the class token, the first, always stays."""
         (tokens,) = inputs
         if not module.training or self.share == 0:
             return None
