@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from hedwig import storage
 from hedwig.config import Experiment, load_experiment
@@ -85,13 +86,19 @@ def run_experiment(
         FileNotFoundError: the listing, or the artefact of an earlier stage, is not there.
         ValueError: settings and data do not fit together.
     """
-    run = Run(experiment, progress=progress)
     stages = plan(experiment, first, last)
+    run = Run(experiment, progress=progress)
     write_experiment(run, stages)
     if force:
         for name in stages:
             storage.delete(run.folder(name))
-    with ray_running(experiment.cluster):
+    with ExitStack() as stack:
+
+        def start_ray() -> None:
+            run.before_build = None
+            stack.enter_context(ray_running(experiment.cluster))
+
+        run.before_build = start_ray
         for name in stages:
             _ALL[name](run)
     if run.resumed:

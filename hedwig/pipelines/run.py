@@ -47,12 +47,14 @@ class Run:
     Attributes:
         experiment: the settings.
         progress: called with (stage, rows done, rows in all) while rows flow.
+        before_build: called before an artefact is made, and not when all is up to date: starts Ray.
         resumed: stages whose artefact was there already.
         made: stage -> seconds it took.
     """
 
     experiment: Experiment
     progress: Callable[[str, int, int], None] | None = None
+    before_build: Callable[[], None] | None = None
     resumed: list[str] = field(default_factory=list)
     made: dict[str, float] = field(default_factory=dict)
 
@@ -102,6 +104,8 @@ class Run:
             self.resumed.append(stage)
             logger.info("%-9s up to date: %s", stage, _counts(manifest))
             return manifest
+        if self.before_build is not None:
+            self.before_build()
         started = time.monotonic()
         manifest = build()
         self.made[stage] = time.monotonic() - started
