@@ -53,17 +53,6 @@ def test_every_row_is_either_usable_or_kept_with_its_reason(tmp_path):
     assert sum(checked.reasons.values()) == 9
 
 
-def test_swapped_columns_are_fatal_and_named(tmp_path):
-    rows = [f"p{i},{lon},{lat},,,,x.jpg" for i, (lat, lon) in enumerate([(40, -100), (35, -120), (45, -75), (30, -85)])]
-    with pytest.raises(ValueError, match=r"lat and lon look swapped: 2 of 4 rows"):
-        check(tmp_path, *rows)
-
-
-def test_one_bad_row_is_not_a_swap(tmp_path):
-    rows = [f"p{i},{10 + i / 10},{20 + i},,,,x.jpg" for i in range(20)]
-    assert check(tmp_path, *rows, "bad,120,30,,,,x.jpg").rejected.num_rows == 1
-
-
 def test_missing_ids_come_from_the_content(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"one")
     (tmp_path / "b.jpg").write_bytes(b"one")

@@ -48,7 +48,7 @@ def _word(values: Floats, limits: tuple[float, ...], words: tuple[str, ...]) -> 
 def captioner_options(slicing: Mapping[str, Any]) -> dict[str, bool]:
     """Constructor arguments of `TemplateCaptioner` for frames that were cut by `slicing` (the fields of `Slicing`)."""
     around = slicing["mode"] in ("wrap", "perspective") and slicing.get("headings_deg") is None
-    return {"full_turn": around, "align_north": bool(slicing["align_north"])}
+    return {"full_turn": around, "align_north": bool(slicing.get("align_north", False))}
 
 
 class TemplateCaptioner:

@@ -103,7 +103,7 @@ def slice_(
     out.mkdir(parents=True, exist_ok=True)
     written, failures = [], {}
     for row in _rows_to_slice(images):
-        batch = {name: _column(value) for name, value in row.items()}
+        batch = {name: _column(name, value) for name, value in row.items()}
         reason = None
         for stage in stages:
             batch = stage(batch)
@@ -142,13 +142,12 @@ def _rows_to_slice(sources: list[str]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in wanted} for row in rows]
 
 
-def _column(value: Any) -> Any:
+def _column(name: str, value: Any) -> Any:
+    """A batch of one row, as the stages take it."""
     import numpy as np
 
-    if value is None or isinstance(value, float):
-        return (
-            np.array([np.nan if value is None else value], dtype=np.float64) if not isinstance(value, list) else value
-        )
+    if name == "heading":
+        return np.array([np.nan if value is None else value], dtype=np.float64)
     column = np.empty(1, dtype=object)
     column[0] = value
     return column

@@ -10,6 +10,7 @@ from hedwig.geocells.admin import admin_membership
 from hedwig.geocells.cells import Geocells, build_geocells
 from hedwig.geocells.geography import AdminTable, Geography
 from hedwig.geocells.kmeans import spherical_kmeans
+from hedwig.geocells.plausible import refuse_swapped
 from hedwig.geocells.voronoi import voronoi_polygons
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Geography",
     "admin_membership",
     "build_geocells",
+    "refuse_swapped",
     "spherical_kmeans",
     "voronoi_polygons",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -124,15 +123,8 @@ def _manifest(run: Run, stage: str) -> storage.Manifest:
 
 def encoder_note(run: Run, stage: str) -> str:
     """Name of the encoder behind a table of embeddings, and in words where its weights come from."""
-    model = _manifest(run, stage).config["encoder"]
-    if model["weights"] is None:
-        return f"{model['name']}, random weights (seed {model['seed']})"
-    card = storage.join(storage.resolve(model["weights"], storage.resolve(run.experiment.output)), "model.json")
-    if storage.exists(card):
-        written = json.loads(storage.read_bytes(card)).get("note")
-        if written:
-            return f"{model['name']}, {written}"
-    return f"{model['name']}, weights from {model['weights']}"
+    manifest = _manifest(run, stage)
+    return f"{manifest.config['encoder']['name']}, {manifest.details['weights_note']}"
 
 
 def _embedded(run: Run, stage: str) -> Embedded:

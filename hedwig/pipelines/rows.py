@@ -55,7 +55,8 @@ class RowsTask:
         inputs: name -> manifest digest of the artefacts that the result depends on.
         pool: actors, batches, blocks.
         max_rejected: share (< 1) or count (>= 1) of rows that may be rejected.
-        keep: which rows of the source take part; None means all. Gets the whole source table without vectors.
+        keep: splits of the source that take part; None means all.
+        details: what else to write into the manifest, found out when all rows are there.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class RowsTask:
     pool: EmbedConfig
     max_rejected: float
     keep: Sequence[str] | None = None
+    details: Callable[[], dict[str, Any]] | None = None
 
 
 def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = None) -> storage.Manifest:
@@ -99,6 +101,7 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
         num_out=counts.out,
         num_rejected=counts.rejected,
         rejected_reasons=counts.reasons,
+        details=task.details() if task.details is not None else {},
         seconds=time.monotonic() - started,
     )
     for leftover in (STAGING, CHECKPOINT):

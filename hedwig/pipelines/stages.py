@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from hedwig import storage
 from hedwig.captions import TemplateCaptioner, captioner_options
 from hedwig.config import EncoderConfig
 from hedwig.embed import Embedder
-from hedwig.geocells import Geocells, Geography, build_geocells
+from hedwig.geocells import Geocells, Geography, build_geocells, refuse_swapped
+from hedwig.models.encoder import encoder_sizes, load_encoder
 from hedwig.panorama import PanoramaSlicer, Slicing
-from hedwig.pipelines.chain import Step, columns_to_batch
+from hedwig.pipelines.chain import Chain, Step, columns_to_batch
 from hedwig.pipelines.rows import RowsTask, enforce_max_rejected, map_rows
 from hedwig.pipelines.run import Run
 from hedwig.schema import PREDICTIONS, captions_schema, embeddings_schema
@@ -34,6 +35,7 @@ __all__ = ["STAGES", "slicing_of"]
 
 logger = logging.getLogger(__name__)
 Manifest = storage.Manifest
+DRIFT_PROBES = 8
 
 
 def panoramas(run: Run) -> Manifest:
@@ -52,7 +54,10 @@ def panoramas(run: Run) -> Manifest:
         started = time.monotonic()
         folder = run.folder("panoramas")
         storage.delete(folder)
-        checked = check_listing(read_listing(listing), image_root=root, layout=data.layout)
+        rows = read_listing(listing)
+        checked = check_listing(rows, image_root=root, layout=data.layout)
+        located = rows[rows["lat"].notna() & rows["lon"].notna()]
+        refuse_swapped(located["lat"], located["lon"], located["country"].tolist(), geography_of(run))
         table = _with_splits(checked.panoramas, data.split.model_dump())
         _write_parts(folder, table)
         if checked.rejected.num_rows:
@@ -114,8 +119,6 @@ def _count(column: Any) -> dict[str, int]:
 
 def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
     """The slicing section with the frame size that the encoder takes."""
-    from hedwig.models.encoder import encoder_sizes
-
     frame_px, num_frames, _ = encoder_sizes(encoder.name)
     settings = run.experiment.slicing.model_dump()
     if settings["num_frames"] != num_frames:
@@ -169,6 +172,7 @@ def _rows(
     *,
     inputs: Mapping[str, str] | None = None,
     keep: tuple[str, ...] | None = None,
+    details: Callable[[], dict[str, Any]] | None = None,
 ) -> Manifest:
     task = RowsTask(
         kind=kind,
@@ -181,6 +185,7 @@ def _rows(
         pool=run.experiment.embed,
         max_rejected=run.experiment.data.max_rejected,
         keep=keep,
+        details=details,
     )
     return run.make(stage, kind, config, task.inputs, lambda: map_rows(task, run.rows_progress(stage)))
 
@@ -252,14 +257,11 @@ def _trains_baseline(run: Run) -> bool:
 
 
 def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> Manifest:
-    from hedwig.models.encoder import encoder_sizes
-
     x = run.experiment
     # Inside the run, weights are named relative to it: a run folder may be moved.
-    weights = f"{os.path.basename(run.folder('encoder'))}/{encoder.name}" if trained else encoder.weights
-    place = storage.join(storage.resolve(x.output), weights) if trained and weights else weights
-    if place is not None:
-        place = storage.resolve(place)
+    given = storage.resolve(encoder.weights) if encoder.weights is not None else None
+    weights = f"{os.path.basename(run.folder('encoder'))}/{encoder.name}" if trained else given
+    place = storage.join(storage.resolve(x.output), weights) if trained and weights else given
     model = {"name": encoder.name, "weights": weights, "seed": encoder.seed, "dtype": encoder.dtype}
     config: dict[str, Any] = {
         "encoder": model,
@@ -281,7 +283,32 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
     steps = [*_slicing_steps(run, encoder), Step(Embedder, arguments)]
     dim = encoder_sizes(encoder.name)[2]
     schema = embeddings_schema(dim, dim)
-    return _rows(run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs)
+
+    def details() -> dict[str, Any]:
+        model = load_encoder(encoder.name, weights=place, seed=encoder.seed, device="cpu", dtype=encoder.dtype)
+        record: dict[str, Any] = {"model_id": model.model_id, "weights_note": model.weights_note}
+        if x.slicing.half_size:
+            record["half_size_drift"] = _half_size_drift(run, encoder, arguments)
+        return record
+
+    return _rows(run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs, details=details)
+
+
+def _half_size_drift(run: Run, encoder: EncoderConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Cosines between embeddings from half-size and from full decoding, on the first panoramas of the table."""
+    table = storage.read_table(run.folder("caption")).slice(0, DRIFT_PROBES)
+    vectors = []
+    for half_size in (True, False):
+        slicing = replace(slicing_of(run, encoder), half_size=half_size)
+        steps = [Step(ImageReader), Step(PanoramaSlicer, {"slicing": slicing}), Step(Embedder, arguments)]
+        done = Chain(steps, pa.schema([("image_embedding", pa.list_(pa.float32(), encoder_sizes(encoder.name)[2]))]))
+        vectors.append(columns_to_batch(done(table).filter(pc.is_null(pc.field("failure"))), ["image_embedding"]))
+    cosines = (vectors[0]["image_embedding"] * vectors[1]["image_embedding"]).sum(axis=1)
+    if len(cosines) == 0:
+        return {"num_panoramas": 0}
+    drift = {"num_panoramas": len(cosines), "min_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean())}
+    logger.warning("slicing.half_size is not faithful: cosine to full decoding %(min_cosine).5f at worst", drift)
+    return drift
 
 
 def _digest_of_weights(place: str) -> str:

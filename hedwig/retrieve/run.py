@@ -121,6 +121,7 @@ class Hedwig:
                 seed=encoder["seed"],
                 dtype=encoder["dtype"],
                 device=device,
+                fixed_batch=False,  # one image would be computed as a whole batch
             )
         made_by = manifest.details.get("model_id", embedder.encoder.model_id)
         if made_by != embedder.encoder.model_id:

@@ -1,8 +1,8 @@
 """Check a listing row by row and turn it into the panorama table; a bad row is kept with its reason, never dropped.
 
-A row is judged alone (position, projection, address) and against the table (duplicates). One judgement is about the
-whole table: latitudes and longitudes given in each other's column, which no single row can betray. Two layouts are
-read: one row per panorama, or one row per heading ('bearings'), whose rows of one ``pano_id`` become one panorama.
+A row is judged alone (position, projection, address) and against the table (duplicates). Two layouts are read: one row
+per panorama, or one row per heading ('bearings'), whose rows of one ``pano_id`` become one panorama. Whether the whole
+table has lat and lon swapped is for `hedwig.geocells.refuse_swapped` to say, which knows where places are.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def check_listing(frame: pd.DataFrame, *, image_root: str, layout: str = "panora
         layout: 'panoramas' or 'bearings'.
 
     Raises:
-        ValueError: the whole table has lat and lon swapped, or the layout needs a column that is empty.
+        ValueError: the layout needs a column that is empty.
     """
-    _refuse_swapped(frame)
     if layout == "bearings" and all(value is None for value in frame["pano_id"]):
         raise ValueError("The layout 'bearings' groups rows by pano_id, and the listing has none; add the column.")
     rows = [_Row(number, record) for number, record in enumerate(frame.to_dict("records"))]
@@ -77,21 +76,6 @@ def check_listing(frame: pd.DataFrame, *, image_root: str, layout: str = "panora
         num_in=len(accepted) + len(rejected),
         num_images=num_images,
     )
-
-
-def _refuse_swapped(frame: pd.DataFrame) -> None:
-    """Swapped columns show when many 'latitudes' lie beyond ±90° while every 'longitude' would be a latitude."""
-    lat, lon = frame["lat"].to_numpy(), frame["lon"].to_numpy()
-    known = np.isfinite(lat) & np.isfinite(lon)
-    if not known.any():
-        return
-    beyond = (np.abs(lat[known]) > 90) & (np.abs(lat[known]) <= 180)
-    if beyond.mean() >= 0.2 and (np.abs(lon[known]) <= 90).mean() >= 0.99:
-        example = int(np.flatnonzero(known)[np.argmax(beyond)])
-        raise ValueError(
-            f"lat and lon look swapped: {int(beyond.sum())} of {int(known.sum())} rows have |lat| > 90 and "
-            f"no longitude beyond ±90, e.g. row {example}: lat={lat[example]}, lon={lon[example]}. Rename the columns."
-        )
 
 
 @dataclass(frozen=True)
