@@ -141,5 +141,5 @@ def test_too_many_rejected_rows_exit_3_with_the_reasons(tmp_path, pytestconfig):
     real = pytestconfig.rootpath / "experiments" / "real.yaml"
     done = hedwig("run", real, f"data.panoramas={listing}", f"output={tmp_path}/run")
     assert done.returncode == 3
-    assert "2 of 3 rows were rejected" in done.stderr
+    assert "3 of 3 rows were rejected" in done.stderr
     assert "2 x lat out of range" in done.stderr

@@ -82,7 +82,7 @@ class _Lines(logging.Handler):
 def set_up(*, quiet: bool = False, as_json: bool = False) -> None:
     """Choose what a command says; called first in every command."""
     console.quiet, console.json = quiet, as_json
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # read when ray.serve is imported; its files keep the log
     logger = logging.getLogger("hedwig")
     logger.handlers = [_Lines()]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
