@@ -89,9 +89,9 @@ def _text(image: str, answer: dict[str, Any]) -> str:
 
 def serve(
     run: Annotated[str, typer.Argument(help="Run folder, e.g. runs/demo")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    num_replicas: Annotated[int, typer.Option("--replicas", min=1, help="Copies of encoder and index.")] = 1,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: serve.host of the run.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; default: serve.port of the run.")] = None,
+    num_replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Copies of encoder and index.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address other than loopback, without keys.")
     ] = False,
@@ -113,11 +113,25 @@ def serve(
 
     if storage.read_manifest(storage.join(storage.resolve(run), "index")) is None:
         raise FileNotFoundError(f"{run} holds no finished index; make one with: hedwig run EXPERIMENT output={run}")
+    given = {"host": host, "port": port, "num_replicas": num_replicas}
+    settings = _serve_settings(run) | {name: value for name, value in given.items() if value is not None}
     with ray_running(ClusterConfig(address=address)):
-        url = start(storage.resolve(run), host=host, port=port, insecure=insecure, num_replicas=num_replicas)
+        url = start(storage.resolve(run), insecure=insecure, **settings)
         typer.echo(f"Serving {Path(run)} at {url}  (API: {url}/openapi.json, stop with Ctrl-C)", err=True)
         try:
             while True:
                 time.sleep(3600)
         finally:
             stop()
+
+
+def _serve_settings(run: str) -> dict[str, Any]:
+    """The ``serve`` section of the experiment that made the run, or its defaults."""
+    from hedwig import storage
+    from hedwig.config import ServeConfig, parse_yaml, validate_experiment
+
+    path = storage.join(storage.resolve(run), "experiment.yaml")
+    if not storage.exists(path):
+        return ServeConfig().model_dump()
+    settings = parse_yaml(storage.read_bytes(path).decode(), where=path)
+    return validate_experiment(settings, where=path).serve.model_dump()

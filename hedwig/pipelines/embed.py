@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from hedwig import storage
 from hedwig.config import Experiment
 from hedwig.pipelines.cluster import ray_running
+from hedwig.pipelines.encode import captions, embeddings
+from hedwig.pipelines.listing import panoramas
 from hedwig.pipelines.run import Run
-from hedwig.pipelines.stages import captions, embeddings, panoramas
 
 __all__ = ["embed_listing"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from hedwig import storage
 from hedwig.config import Experiment
 from hedwig.pipelines import plan
+from hedwig.pipelines.encode import slicing_of
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
-from hedwig.pipelines.stages import slicing_of
 from hedwig.sources import check_listing, read_listing
 
 __all__ = ["estimate"]

@@ -1,0 +1,55 @@
+"""One experiment, one YAML file, one frozen and strict model: this is the only place where settings are declared.
+
+A file names a preset, whose values are the defaults beneath its own; ``key=value`` overrides pass through the same
+validation. Loading is safe by construction: no tags, no aliases, no duplicate keys, at most 1 MB. Unknown keys are
+errors with a suggestion. There is no inheritance between files and no interpolation: `hedwig config show` prints
+exactly what will run.
+"""
+
+from __future__ import annotations
+
+from hedwig.config.loading import ConfigError, json_schema, load_experiment, parse_yaml, validate_experiment
+from hedwig.config.sections import (
+    CaptionsConfig,
+    ClusterConfig,
+    DataConfig,
+    EmbedConfig,
+    EncoderConfig,
+    EncoderTrainingConfig,
+    EvaluateConfig,
+    Experiment,
+    GeocellsConfig,
+    IndexConfig,
+    PolygonsConfig,
+    RetrieveConfig,
+    ServeConfig,
+    SlicingConfig,
+    SplitConfig,
+    SyntheticConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "CaptionsConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "EmbedConfig",
+    "EncoderConfig",
+    "EncoderTrainingConfig",
+    "EvaluateConfig",
+    "Experiment",
+    "GeocellsConfig",
+    "IndexConfig",
+    "PolygonsConfig",
+    "RetrieveConfig",
+    "ServeConfig",
+    "SlicingConfig",
+    "SplitConfig",
+    "SyntheticConfig",
+    "TrainingConfig",
+    "json_schema",
+    "load_experiment",
+    "parse_yaml",
+    "validate_experiment",
+]
