@@ -189,6 +189,7 @@ def start(
             "Ray Serve already runs here and cannot change its address; call hedwig.serving.stop() first."
         )
     _check_port(host, port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's copy of what Serve's own files hold
     serve.start(
         proxy_location="HeadOnly",
         # Above the replica's own limits, which answer in JSON; a caller can lift this one with a header, not those.
