@@ -163,11 +163,13 @@ def test_predict_and_the_served_model_agree_and_bad_input_is_a_4xx(finished, ima
         assert post(f"{url}/v1/locate", image.read_bytes()[:2000])[0] == 422
         assert post(f"{url}/v1/locate", image.read_bytes())[1]["lat"] == predicted["lat"]  # and it lives on
     finally:
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
         try:
-            server.wait(60)
+            code = server.wait(60)
         except subprocess.TimeoutExpired:
             server.kill()
+            raise
+    assert code == 0
 
 
 def post(url, data):

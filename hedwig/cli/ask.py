@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ def predict(
     run: Annotated[str, typer.Option("--run", help="Run folder.")] = "runs/demo",
     top_k: Annotated[int, typer.Option("--top-k", min=1, max=50, help="Cells and neighbours to list.")] = 5,
     heading: Annotated[float | None, typer.Option(help="Degrees from north of the image's centre column.")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads; 1 is what a served replica has.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per image.")] = False,
     geojson: Annotated[bool, typer.Option("--geojson", help="A GeoJSON FeatureCollection.")] = False,
     quiet: Quiet = False,
@@ -38,8 +40,11 @@ def predict(
     Example: hedwig predict panorama.jpg --run runs/demo
     """
     set_up(quiet=quiet, as_json=as_json)
+    import torch
+
     from hedwig.retrieve import Hedwig
 
+    torch.set_num_threads(threads)
     hedwig = Hedwig.load(run)
     features: list[dict[str, Any]] = []
     failed = 0
@@ -118,9 +123,13 @@ def serve(
     with ray_running(ClusterConfig(address=address)):
         url = start(storage.resolve(run), insecure=insecure, **settings)
         typer.echo(f"Serving {Path(run)} at {url}  (API: {url}/openapi.json, stop with Ctrl-C)", err=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored in a shell's background unless asked for
+            signal.signal(number, signal.default_int_handler)
         try:
             while True:
                 time.sleep(3600)
+        except KeyboardInterrupt:
+            typer.echo("Stopping: requests under way are finished.", err=True)
         finally:
             stop()
 
