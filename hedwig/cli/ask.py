@@ -121,11 +121,12 @@ def serve(
     given = {"host": host, "port": port, "num_replicas": num_replicas}
     settings = _serve_settings(run) | {name: value for name, value in given.items() if value is not None}
     with ray_running(ClusterConfig(address=address)):
-        url = start(storage.resolve(run), insecure=insecure, **settings)
-        typer.echo(f"Serving {Path(run)} at {url}  (API: {url}/openapi.json, stop with Ctrl-C)", err=True)
-        for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored in a shell's background unless asked for
+        # Ray's own SIGTERM handler ends the process at once, and SIGINT is ignored in a shell's background.
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         try:
+            url = start(storage.resolve(run), insecure=insecure, **settings)
+            typer.echo(f"Serving {Path(run)} at {url}  (API: {url}/openapi.json, stop with Ctrl-C)", err=True)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
