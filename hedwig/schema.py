@@ -16,7 +16,6 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 __all__ = [
-    "BEARING_COLUMNS",
     "PANORAMAS",
     "PREDICTIONS",
     "PROJECTIONS",
@@ -58,7 +57,6 @@ PANORAMAS = pa.schema(
         pa.field("bearing_deg", pa.list_(pa.float64())),
     ]
 )
-BEARING_COLUMNS = ("bearing_uri", "bearing_deg")
 
 REJECTED = pa.schema(
     [

@@ -44,7 +44,6 @@ __all__ = [
     "list_files",
     "local_copy",
     "manifest_digest",
-    "move",
     "publish",
     "read_bytes",
     "read_manifest",
@@ -175,14 +174,6 @@ def write_bytes(path: str, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, target)
-
-
-def move(source: str, target: str) -> None:
-    """Move one file within one filesystem, replacing the target."""
-    fs, inner = filesystem(source)
-    if not is_remote(target):
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-    fs.move(inner, filesystem(target)[1])
 
 
 def delete(path: str) -> None:

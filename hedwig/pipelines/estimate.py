@@ -45,8 +45,8 @@ def estimate(x: Experiment, first: str | None = None, last: str | None = None) -
     sizes, seconds = _probe(x, run, uris)
     if sizes:
         outlook["bytes in"] = f"{np.mean(sizes) * checked.num_images / 1e6:.0f} MB (from {len(sizes)} images)"
-        hours = 2 * np.mean(seconds) * len(uris) / max(1, x.embed.num_actors)  # caption and embed both decode
-        outlook["slicing"] = f"{hours:.0f} s on {x.embed.num_actors} actors (from {len(seconds)} images)"
+        in_all = 2 * np.mean(seconds) * len(uris) / max(1, x.embed.num_actors)  # caption and embed both decode
+        outlook["slicing"] = f"{in_all:.0f} s on {x.embed.num_actors} actors (from {len(seconds)} images)"
     return {**outlook, **_work(x, len(uris))}
 
 

@@ -77,7 +77,7 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
 
     Raises:
         SchemaError: the steps do not fit together or to the source.
-        TooManyRejected: more than ``max_rejected`` rows failed; all results are kept for the next try.
+        TooManyRejected: more than ``max_rejected`` rows failed; what succeeded is kept for the next try.
     """
     started = time.monotonic()
     ids = _source_ids(task)
@@ -109,13 +109,13 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
     return manifest
 
 
-def _files(task: RowsTask) -> list[str]:
-    return [f for f in storage.list_files(task.source, suffix=".parquet") if os.path.basename(f).startswith("part-")]
+def _parts(folder: str) -> list[str]:
+    return [f for f in storage.list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
 
 
 def _source_ids(task: RowsTask) -> set[str]:
     table = storage.read_table(task.source, ["pano_id", "split"])
-    fs, first = storage.filesystem(_files(task)[0])
+    fs, first = storage.filesystem(_parts(task.source)[0])
     check_chain(pq.read_schema(first, filesystem=fs).names, task.steps, task.schema.names)
     if task.keep is not None:
         table = table.filter(pc.is_in(table["split"], pa.array(list(task.keep))))
@@ -142,16 +142,12 @@ def _settle(task: RowsTask) -> set[str]:
     _publish_files(task)
     for leftover in (STAGING, CHECKPOINT, "rejected"):
         storage.delete(storage.join(task.folder, leftover))
-    tables = [pq.read_table(*_where(path), columns=["pano_id"]) for path in _parts(task)]
+    tables = [pq.read_table(*_where(path), columns=["pano_id"]) for path in _parts(task.folder)]
     if not tables:
         return set()
     done = pa.concat_tables(tables)
     storage.write_table(storage.join(task.folder, CHECKPOINT, "settled.parquet"), done)
     return set(done["pano_id"].to_pylist())
-
-
-def _parts(task: RowsTask) -> list[str]:
-    return [f for f in storage.list_files(task.folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
 
 
 def _run(task: RowsTask, num_rows: int) -> None:
@@ -169,7 +165,7 @@ def _run(task: RowsTask, num_rows: int) -> None:
     blocks = max(-(-num_rows // pool.rows_per_block), min(2 * actors, num_rows))
     try:
         rows = ray.data.read_parquet(
-            [storage.filesystem(f)[1] for f in _files(task)],
+            [storage.filesystem(f)[1] for f in _parts(task.source)],
             filesystem=storage.filesystem(task.source)[0],
             override_num_blocks=blocks,
         )
@@ -262,7 +258,7 @@ def _publish_files(task: RowsTask) -> _Counts:
         if bad.num_rows:
             storage.write_table(storage.join(rejected_folder, name), _rejections(bad, task.kind))
         storage.delete(path)
-    num_out = sum(_num_rows(f) for f in _parts(task))
+    num_out = sum(_num_rows(f) for f in _parts(task.folder))
     files = storage.list_files(rejected_folder, suffix=".parquet")
     texts = [t for file in files for t in pq.read_table(*_where(file), columns=["reason"])["reason"].to_pylist()]
     reasons = Counter(text.split(":")[0] for text in texts)
