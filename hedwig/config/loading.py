@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "index": {"embedding": "image"},
     },
     "hedwig": {
+        "encoder": {"long_captions": "chunks"},
         "training": {"hidden_dim": 512, "cosine": True, "caption_dropout": 0.3},
         "retrieve": {"log_prob_weight": 0.1},
     },

@@ -89,9 +89,34 @@ class SlicingConfig(_Section):
 
 
 class CaptionsConfig(_Section):
-    """Where captions come from."""
+    """Where captions come from; keys are read from the environment and never from here."""
 
-    source: Literal["template", "none"] = "template"
+    source: Literal["template", "none", "openai", "openai-batch", "transformers", "vllm"] = "template"
+    prompt: Literal["basic", "verbose", "two-step"] = "basic"
+    token_budget: int = Field(default=30, ge=5, le=200, description="30 fill ViCLIP's context, 75 CLIP's")
+    model: str | None = Field(default=None, description="name at the endpoint, or the local folder of a model")
+    revision: str | None = Field(default=None, description="part of the key under which answers are kept")
+    base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, ending in /v1")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    max_frames: int = Field(default=8, ge=1, description="frames shown to the model, chosen evenly")
+    images: Literal["frames", "sheet"] = Field(default="frames", description="one image per frame, or one of them all")
+    detail: Literal["low", "high", "auto"] = "low"
+    leaks: Literal["report", "mask", "reject"] = Field(default="report", description="place names found in a caption")
+    answers: str | None = Field(default=None, description="folder of kept answers; default: answers/ in the run")
+    concurrency: int = Field(default=16, ge=1, description="requests under way in one actor")
+    per_second: float | None = Field(default=None, gt=0, description="most requests a second in one actor")
+    timeout_s: float = Field(default=60.0, gt=0)
+    max_attempts: int = Field(default=6, ge=1)
+    usd_per_million_input: float | None = Field(default=None, ge=0, description="None: cost is not stated")
+    usd_per_million_output: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> CaptionsConfig:
+        if self.source not in ("template", "none") and self.model is None:
+            raise ValueError(f"captions.source={self.source} needs captions.model")
+        if self.source.startswith("openai") and self.base_url is None:
+            raise ValueError(f"captions.source={self.source} needs captions.base_url, which ends in /v1")
+        return self
 
 
 class EncoderTrainingConfig(_Section):
@@ -116,13 +141,24 @@ class EncoderTrainingConfig(_Section):
 class EncoderConfig(_Section):
     """The video-text encoder; without weights they are random, and every report says so."""
 
-    name: str = "viclip-l14"
-    weights: str | None = Field(
-        default=None, description="safetensors or .pth file, or a folder with model.safetensors"
+    name: str = Field(
+        default="viclip-l14", description="viclip-*, clip-*, open_clip:ARCH, timm:ARCH or transformers:LABEL"
     )
+    weights: str | None = Field(
+        default=None, description="a file, a folder with model.safetensors, or a name that `hedwig fetch` knows"
+    )
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="what the weights file must have")
     seed: int = Field(default=0, ge=0, description="seed of random weights")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    fusion: Literal["auto", "viclip", "mean", "max_sim", "attention"] = Field(
+        default="auto", description="frames to one vector; auto: joint attention for ViCLIP, the mean for the rest"
+    )
+    temporal: Literal["select", "interpolate"] = Field(
+        default="select", description="frames other than ViCLIP's eight: choose eight, or stretch its time embedding"
+    )
+    long_captions: Literal["truncate", "chunks"] = "truncate"
+    compile: bool = False
     train: EncoderTrainingConfig | None = None
 
 

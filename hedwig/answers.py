@@ -1,0 +1,102 @@
+"""Answers of services that cost money, quota or patience, kept so that nothing is ever asked twice.
+
+One object per question, written atomically the moment the answer is there, on local disk or object storage: a killed
+job loses at most the answers under way. The key is a digest of everything that determines the answer, so another
+prompt, model or revision never meets an old answer. What an answer cost is kept beside it, also for answers that were
+of no use: the sum over a folder is what was really spent. It is a memory, not a cache: nothing expires.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hedwig import storage
+
+__all__ = ["AnswerStore", "Kept", "answer_key"]
+
+
+def answer_key(*parts: object) -> str:
+    """SHA-256 (hex) of the parts in order; parts are plain JSON values."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept under a key.
+
+    Attributes:
+        answer: the usable answer as plain JSON, None while there is none.
+        spent: one entry per paid attempt, in order: tokens, requests, money, whatever the service counts.
+        trouble: why the last attempt was of no use, None after a usable one.
+    """
+
+    answer: Any = None
+    spent: list[dict[str, float]] = field(default_factory=list)
+    trouble: str | None = None
+
+
+class AnswerStore:
+    """A folder of answers, ``ab/abcdef….json``.
+
+    Args:
+        folder: local path, s3:// or gs://; made when the first answer is written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = storage.resolve(folder)
+
+    def _path(self, key: str) -> str:
+        return storage.join(self.folder, key[:2], f"{key}.json")
+
+    def get(self, key: str) -> Kept:
+        """What is kept under `key`; an empty `Kept` if nothing is.
+
+        Raises:
+            ValueError: the object is damaged; the message names it.
+        """
+        path = self._path(key)
+        try:
+            data = storage.read_bytes(path)
+        except FileNotFoundError:
+            return Kept()
+        except OSError:
+            if storage.exists(path):
+                raise
+            return Kept()
+        try:
+            return Kept(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"The kept answer {path} is damaged ({error}); delete it to ask again.") from error
+
+    def put(self, key: str, answer: Any, spent: Mapping[str, float]) -> None:
+        """Keep a usable answer and what it cost."""
+        self._add(key, answer, spent, None)
+
+    def put_trouble(self, key: str, trouble: str, spent: Mapping[str, float]) -> None:
+        """Keep what an attempt cost that gave nothing usable; the next `get` has no answer."""
+        self._add(key, None, spent, trouble)
+
+    def _add(self, key: str, answer: Any, spent: Mapping[str, float], trouble: str | None) -> None:
+        before = self.get(key)
+        kept = {"answer": answer, "spent": [*before.spent, dict(spent)], "trouble": trouble}
+        storage.write_bytes(self._path(key), json.dumps(kept, ensure_ascii=False).encode())
+
+    def total(self, keys: Iterable[str] | None = None) -> dict[str, float]:
+        """Sums of everything spent, of `keys` or of the whole folder, with ``num_attempts`` and ``num_answers``."""
+        if keys is None:
+            paths = storage.list_files(self.folder, suffix=".json", recursive=True)
+            keys = [path.rsplit("/", 1)[-1].removesuffix(".json") for path in paths]
+        sums: dict[str, float] = {"num_attempts": 0, "num_answers": 0}
+        for key in set(keys):
+            kept = self.get(key)
+            sums["num_attempts"] += len(kept.spent)
+            sums["num_answers"] += kept.answer is not None
+            for attempt in kept.spent:
+                for name, value in attempt.items():
+                    sums[name] = sums.get(name, 0) + value
+        return sums

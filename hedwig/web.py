@@ -1,0 +1,264 @@
+"""Polite HTTP to somebody else's service: never faster than allowed, patient with its faults, silent about keys.
+
+One asynchronous client for the captioning APIs and the imagery sources. It spaces requests evenly (a rate is a promise,
+so there are no bursts), bounds how many are under way, waits as long as ``Retry-After`` says, backs off with jitter
+where it says nothing, counts bytes while reading and takes a body that ends early for a fault. Keys are handed in as
+`secrets` and never leave in an error, a log or a repr. It follows no redirect to another host with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Answer", "Politeness", "Refused", "WebClient"]
+
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+HIDDEN = "***"
+
+
+class Refused(OSError):
+    """The service did not give what was asked for.
+
+    Attributes:
+        status: HTTP status of the last answer, None if there was none.
+        body: the beginning of the last answer's body, without secrets.
+        num_attempts: how often it was asked.
+    """
+
+    def __init__(self, message: str, *, status: int | None, body: str = "", num_attempts: int = 1) -> None:
+        super().__init__(message)
+        self.status, self.body, self.num_attempts = status, body, num_attempts
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer: status, headers with lower-case names, body, and how often it had to be asked for."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    num_attempts: int
+
+
+@dataclass
+class Politeness:
+    """How a service may be used; keep one per service and process, for it remembers when the next request is due.
+
+    Attributes:
+        per_second: most requests a second, retries included; None for no limit.
+        concurrency: most requests under way.
+        timeout_s: longest silence of the service while connecting, sending or reading.
+        max_bytes: longest body.
+        max_attempts: how often one request is made at most.
+        first_wait_s: the wait before the second attempt, doubled before each further one, with jitter.
+        max_wait_s: the longest wait, also for ``Retry-After``: a service that says more is given up on.
+    """
+
+    per_second: float | None = None
+    concurrency: int = 16
+    timeout_s: float = 60.0
+    max_bytes: int = 50_000_000
+    max_attempts: int = 6
+    first_wait_s: float = 1.0
+    max_wait_s: float = 120.0
+    _due: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.per_second is not None and self.per_second <= 0:
+            raise ValueError(f"per_second must be positive or None, got {self.per_second}.")
+        for name in ("concurrency", "max_attempts", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def reserve(self) -> float:
+        """Seconds to wait until the next request may be made; the slot is taken."""
+        if self.per_second is None:
+            return 0.0
+        now = time.monotonic()
+        self._due = max(self._due, now)
+        wait = self._due - now
+        self._due += 1 / self.per_second
+        return wait
+
+
+class WebClient:
+    """One service, inside ``async with``.
+
+    Args:
+        base_url: what paths are appended to.
+        politeness: see there.
+        headers: sent with every request.
+        secrets: texts that no error may show, such as the key inside `headers` or `params`.
+        params: query parameters of every request.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        politeness: Politeness,
+        headers: Mapping[str, str] | None = None,
+        secrets: tuple[str, ...] = (),
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}.")
+        self.base_url = base_url.rstrip("/")
+        self.politeness = politeness
+        self.num_requests = 0
+        self._headers, self._params = dict(headers or {}), dict(params or {})
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._client: Any = None
+        self._slots: asyncio.Semaphore | None = None
+
+    async def __aenter__(self) -> WebClient:
+        """Open the connections of this event loop."""
+        import httpx  # a third of a second to import, and most commands speak to nobody
+
+        limits = httpx.Limits(max_connections=self.politeness.concurrency)
+        self._client = httpx.AsyncClient(timeout=self.politeness.timeout_s, limits=limits, follow_redirects=False)
+        self._slots = asyncio.Semaphore(self.politeness.concurrency)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them."""
+        await self._client.aclose()
+        self._client = self._slots = None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        content: bytes | None = None,
+        files: Any = None,
+        headers: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> Answer:
+        """Ask until there is an answer.
+
+        Args:
+            method: GET, POST, ...
+            path: appended to the base, or a full URL.
+            params: query parameters beside the client's.
+            json: body as JSON.
+            content: body as bytes.
+            files: multipart body, as httpx takes it.
+            headers: beside the client's.
+            data: form fields beside `files`.
+            accept: statuses besides 2xx that are answers and not failures, such as 404.
+
+        Raises:
+            Refused: a status that no repetition will change, or too many attempts; nothing secret in it.
+            RuntimeError: not inside ``async with``.
+        """
+        if self._client is None or self._slots is None:
+            raise RuntimeError("WebClient.request needs `async with client:` around it.")
+        url = path if path.startswith(("http://", "https://")) else f"{self.base_url}/{path.lstrip('/')}"
+        options = {"json": json, "content": content, "files": files, "headers": headers, "data": data}
+        given = {name: value for name, value in options.items() if value is not None}
+        # Merged here and not by httpx, which would replace the query that a paging link brings along.
+        query = {**self._params, **(params or {})} if self._mine(url) else dict(params or {})
+        if query:
+            given["params"] = query
+        async with self._slots:
+            return await self._until_answered(method, url, given, accept)
+
+    def _mine(self, url: str) -> bool:
+        return url.startswith((self.base_url + "/", self.base_url + "?")) or url == self.base_url
+
+    async def _until_answered(self, method: str, url: str, options: Any, accept: tuple[int, ...]) -> Answer:
+        p = self.politeness
+        trouble, status, body = "", None, ""
+        for attempt in range(1, p.max_attempts + 1):
+            await asyncio.sleep(p.reserve())
+            self.num_requests += 1
+            asked_to_wait: float | None = None
+            try:
+                status, headers, raw = await self._once(method, url, options)
+            except _Fault as fault:
+                trouble, status, body = str(fault), None, ""
+            else:
+                if 200 <= status < 300 or status in accept:
+                    return Answer(status, headers, raw, attempt)
+                body = self.hide(raw[:500].decode("utf-8", "replace"))
+                trouble = f"HTTP {status}: {body[:200]}"
+                if status not in TEMPORARY:
+                    raise Refused(
+                        f"{method} {self._shown(url)}: {trouble}", status=status, body=body, num_attempts=attempt
+                    )
+                asked_to_wait = _retry_after(headers.get("retry-after"))
+            if asked_to_wait is not None and asked_to_wait > p.max_wait_s:
+                raise Refused(
+                    f"{method} {self._shown(url)}: asked to wait {asked_to_wait:.0f} s, more than the "
+                    f"{p.max_wait_s:.0f} s allowed; run the same command again later. ({trouble})",
+                    status=status, body=body, num_attempts=attempt,
+                )  # fmt: skip
+            if attempt < p.max_attempts:
+                backoff = min(p.max_wait_s, p.first_wait_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311
+                await asyncio.sleep(backoff if asked_to_wait is None else asked_to_wait)
+        raise Refused(
+            f"{method} {self._shown(url)}: given up after {p.max_attempts} attempts; the last: {trouble}",
+            status=status, body=body, num_attempts=p.max_attempts,
+        )  # fmt: skip
+
+    async def _once(self, method: str, url: str, options: Any) -> tuple[int, dict[str, str], bytes]:
+        import httpx
+
+        parts: list[bytes] = []
+        size = 0
+        # The client's own headers may hold the key: they go nowhere but to its own service.
+        options = {**options, "headers": {**(self._headers if self._mine(url) else {}), **options.get("headers", {})}}
+        try:
+            async with self._client.stream(method, url, **options) as answer:
+                async for part in answer.aiter_bytes():
+                    size += len(part)
+                    if size > self.politeness.max_bytes:
+                        raise Refused(
+                            f"{method} {self._shown(url)}: the answer is over {self.politeness.max_bytes} bytes long.",
+                            status=answer.status_code,
+                        )
+                    parts.append(part)
+                return answer.status_code, dict(answer.headers), b"".join(parts)
+        except httpx.TransportError as error:  # timeouts, dropped connections, bodies that end early
+            raise _Fault(self.hide(f"{type(error).__name__}: {error}")) from None
+
+    def hide(self, text: str) -> str:
+        """`text` without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+    def _shown(self, url: str) -> str:
+        return self.hide(url.split("?", 1)[0])
+
+
+class _Fault(Exception):
+    """The transport failed; asking again may help."""
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date (RFC 9110 §10.2.3); None without one."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - time.time())
