@@ -12,6 +12,7 @@ os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")  # V2 starts 32 footer 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HEDWIG_STREETVIEW_KEY", "canary-streetview-key")  # workers get the environment Ray began with
 os.environ.pop("RAY_ADDRESS", None)  # never attach to somebody's cluster
 # Ray's workers import the stages that tests define.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
