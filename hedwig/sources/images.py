@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hedwig.sources.tars import is_member, read_member
 from hedwig.storage import read_bytes
 
 __all__ = ["ImageReader"]
@@ -42,9 +43,13 @@ def _fetch(row: tuple[str, Any]) -> tuple[Any, str | None]:
     uri, bearings = row
     try:
         if bearings is not None and len(bearings):
-            return [read_bytes(str(address)) for address in bearings], None
-        return read_bytes(uri), None
+            return [_read(str(address)) for address in bearings], None
+        return _read(uri), None
     except FileNotFoundError as error:
         return None, f"image not found: {error}"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return None, f"image not readable: {error}"
+
+
+def _read(uri: str) -> bytes:
+    return read_member(uri) if is_member(uri) else read_bytes(uri)

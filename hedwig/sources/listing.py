@@ -18,7 +18,9 @@ from hedwig.storage import exists, is_folder, is_remote, list_files, read_bytes,
 
 __all__ = ["read_listing"]
 
-TEXT = ("pano_id", "projection", "captured_at", "country", "sequence", "split", "image_uri", "source", "licence")
+# What says which panorama it is and where it comes from; passed through as it is.
+KEPT = ("pano_id", "captured_at", "country", "sequence", "source", "licence", "author")
+TEXT = (*KEPT, "projection", "split", "image_uri")
 NUMBERS = ("lat", "lon", "heading")
 SYNONYMS = {
     "latitude": "lat",

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from hedwig import storage
 from hedwig.schema import PANORAMAS, PROJECTIONS, REJECTED, SPLITS, suggestion
+from hedwig.sources.listing import KEPT
 
 __all__ = ["CheckedListing", "check_listing"]
 
@@ -122,7 +123,7 @@ class _Row:
         known = bool(np.isfinite(record["lat"]))
         heading = record["heading"]
         return {
-            **{name: record[name] for name in ("pano_id", "captured_at", "country", "sequence", "source", "licence")},
+            **{name: record[name] for name in KEPT},
             "lat": float(record["lat"]) if known else None,
             "lon": float(record["lon"]) if known else None,
             "heading": float(heading) % 360 if np.isfinite(heading) else None,
