@@ -3,19 +3,24 @@
 One asynchronous client for the captioning APIs and the imagery sources. It spaces requests evenly (a rate is a promise,
 so there are no bursts), bounds how many are under way, waits as long as ``Retry-After`` says, backs off with jitter
 where it says nothing, counts bytes while reading and takes a body that ends early for a fault. Keys are handed in as
-`secrets` and never leave in an error, a log or a repr. It follows no redirect to another host with them.
+`secrets` and never leave in an error, a log or a repr; they go to no other host, and no redirect is followed. One
+service that asks to be left alone is left alone by all requests, not only by the one that was told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import email.utils
+import json as jsonlib
+import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus
 
 __all__ = ["Answer", "Politeness", "Refused", "WebClient"]
 
@@ -32,7 +37,8 @@ class Refused(OSError):
         num_attempts: how often it was asked.
     """
 
-    def __init__(self, message: str, *, status: int | None, body: str = "", num_attempts: int = 1) -> None:
+    # Defaults, because an error that crosses processes is rebuilt from its message alone.
+    def __init__(self, message: str, *, status: int | None = None, body: str = "", num_attempts: int = 1) -> None:
         super().__init__(message)
         self.status, self.body, self.num_attempts = status, body, num_attempts
 
@@ -55,6 +61,7 @@ class Politeness:
         per_second: most requests a second, retries included; None for no limit.
         concurrency: most requests under way.
         timeout_s: longest silence of the service while connecting, sending or reading.
+        total_s: longest time of one attempt as a whole, against a service that drips; None for no limit.
         max_bytes: longest body.
         max_attempts: how often one request is made at most.
         first_wait_s: the wait before the second attempt, doubled before each further one, with jitter.
@@ -68,7 +75,10 @@ class Politeness:
     max_attempts: int = 6
     first_wait_s: float = 1.0
     max_wait_s: float = 120.0
+    total_s: float | None = 1800.0
     _due: float = field(default=0.0, repr=False)
+    _last: float = field(default=-1e9, repr=False)
+    _quiet_until: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         if self.per_second is not None and self.per_second <= 0:
@@ -86,6 +96,19 @@ class Politeness:
         wait = self._due - now
         self._due += 1 / self.per_second
         return wait
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody ask for so long: the service said so."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
+
+    async def turn(self) -> None:
+        """Wait for the moment at which one request may start."""
+        gap = 0.0 if self.per_second is None else 1 / self.per_second
+        await asyncio.sleep(self.reserve())
+        # A sleep that ended late would bring this request nearer to the next: look at when the last one really began.
+        while (wait := max(self._quiet_until, self._last + gap) - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        self._last = time.monotonic()
 
 
 class WebClient:
@@ -110,11 +133,14 @@ class WebClient:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}.")
+        if "@" in base_url.split("/")[2]:
+            raise ValueError("base_url holds a user or a password; hand them in as headers from the environment.")
         self.base_url = base_url.rstrip("/")
         self.politeness = politeness
         self.num_requests = 0
         self._headers, self._params = dict(headers or {}), dict(params or {})
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = _spellings(secrets)
+        self._quiet_logs = _Redaction(self.hide)
         self._client: Any = None
         self._slots: asyncio.Semaphore | None = None
 
@@ -122,6 +148,7 @@ class WebClient:
         """Open the connections of this event loop."""
         import httpx  # a third of a second to import, and most commands speak to nobody
 
+        logging.getLogger("httpx").addFilter(self._quiet_logs)  # it writes whole URLs at INFO
         limits = httpx.Limits(max_connections=self.politeness.concurrency)
         self._client = httpx.AsyncClient(timeout=self.politeness.timeout_s, limits=limits, follow_redirects=False)
         self._slots = asyncio.Semaphore(self.politeness.concurrency)
@@ -131,8 +158,14 @@ class WebClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close them."""
-        await self._client.aclose()
-        self._client = self._slots = None
+        client, self._client, self._slots = self._client, None, None
+        try:
+            await client.aclose()
+        finally:
+            logging.getLogger("httpx").removeFilter(self._quiet_logs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("A WebClient holds keys and connections and is not pickled; make one where it is used.")
 
     async def request(
         self,
@@ -146,6 +179,9 @@ class WebClient:
         headers: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         accept: tuple[int, ...] = (),
+        final: tuple[str, ...] = (),
+        check: Callable[[bytes], object] | None = None,
+        max_attempts: int | None = None,
     ) -> Answer:
         """Ask until there is an answer.
 
@@ -159,6 +195,9 @@ class WebClient:
             headers: beside the client's.
             data: form fields beside `files`.
             accept: statuses besides 2xx that are answers and not failures, such as 404.
+            final: words in the body that make a temporary status final, such as ``insufficient_quota``.
+            check: raises ValueError for a 2xx body that is no answer, such as half a JSON; then it is asked again.
+            max_attempts: instead of the politeness's, for what must not be done twice.
 
         Raises:
             Refused: a status that no repetition will change, or too many attempts; nothing secret in it.
@@ -169,49 +208,68 @@ class WebClient:
         url = path if path.startswith(("http://", "https://")) else f"{self.base_url}/{path.lstrip('/')}"
         options = {"json": json, "content": content, "files": files, "headers": headers, "data": data}
         given = {name: value for name, value in options.items() if value is not None}
-        # Merged here and not by httpx, which would replace the query that a paging link brings along.
-        query = {**self._params, **(params or {})} if self._mine(url) else dict(params or {})
-        if query:
-            given["params"] = query
+        if query := {**(self._params if self._mine(url) else {}), **(params or {})}:
+            # Merged here, because httpx would replace the query that a paging link brings along.
+            url, _, brought = url.partition("?")
+            pairs = [(name, value) for name, value in parse_qsl(brought, True) if name not in query]
+            given["params"] = [*pairs, *query.items()]
         async with self._slots:
-            return await self._until_answered(method, url, given, accept)
+            return await self._until_answered(
+                method, url, given, accept, final, check, max_attempts or self.politeness.max_attempts
+            )
 
     def _mine(self, url: str) -> bool:
         return url.startswith((self.base_url + "/", self.base_url + "?")) or url == self.base_url
 
-    async def _until_answered(self, method: str, url: str, options: Any, accept: tuple[int, ...]) -> Answer:
+    async def _until_answered(
+        self,
+        method: str,
+        url: str,
+        options: Any,
+        accept: tuple[int, ...],
+        final: tuple[str, ...],
+        check: Callable[[bytes], object] | None,
+        max_attempts: int,
+    ) -> Answer:
         p = self.politeness
         trouble, status, body = "", None, ""
-        for attempt in range(1, p.max_attempts + 1):
-            await asyncio.sleep(p.reserve())
+        for attempt in range(1, max_attempts + 1):
+            await p.turn()
             self.num_requests += 1
             asked_to_wait: float | None = None
             try:
                 status, headers, raw = await self._once(method, url, options)
+                if check is not None and 200 <= status < 300:
+                    self._checked(check, raw)
             except _Fault as fault:
                 trouble, status, body = str(fault), None, ""
             else:
                 if 200 <= status < 300 or status in accept:
                     return Answer(status, headers, raw, attempt)
-                body = self.hide(raw[:500].decode("utf-8", "replace"))
+                text = self.hide(raw.decode("utf-8", "replace"))  # before it is cut: a cut could halve a secret
+                body = text[:500]
                 trouble = f"HTTP {status}: {body[:200]}"
-                if status not in TEMPORARY:
+                if 300 <= status < 400:
+                    trouble += f" (it points to {self._shown(headers.get('location', 'nowhere'))}; ask there instead)"
+                if status not in TEMPORARY or any(word in text for word in final):
                     raise Refused(
                         f"{method} {self._shown(url)}: {trouble}", status=status, body=body, num_attempts=attempt
                     )
-                asked_to_wait = _retry_after(headers.get("retry-after"))
+                asked_to_wait = _retry_after(headers)
             if asked_to_wait is not None and asked_to_wait > p.max_wait_s:
                 raise Refused(
                     f"{method} {self._shown(url)}: asked to wait {asked_to_wait:.0f} s, more than the "
                     f"{p.max_wait_s:.0f} s allowed; run the same command again later. ({trouble})",
                     status=status, body=body, num_attempts=attempt,
                 )  # fmt: skip
-            if attempt < p.max_attempts:
+            if asked_to_wait:
+                p.pause(asked_to_wait)
+            elif attempt < max_attempts:
                 backoff = min(p.max_wait_s, p.first_wait_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311
-                await asyncio.sleep(backoff if asked_to_wait is None else asked_to_wait)
+                await asyncio.sleep(backoff)
         raise Refused(
-            f"{method} {self._shown(url)}: given up after {p.max_attempts} attempts; the last: {trouble}",
-            status=status, body=body, num_attempts=p.max_attempts,
+            f"{method} {self._shown(url)}: given up after {max_attempts} attempts; the last: {trouble}",
+            status=status, body=body, num_attempts=max_attempts,
         )  # fmt: skip
 
     async def _once(self, method: str, url: str, options: Any) -> tuple[int, dict[str, str], bytes]:
@@ -222,7 +280,10 @@ class WebClient:
         # The client's own headers may hold the key: they go nowhere but to its own service.
         options = {**options, "headers": {**(self._headers if self._mine(url) else {}), **options.get("headers", {})}}
         try:
-            async with self._client.stream(method, url, **options) as answer:
+            async with (
+                asyncio.timeout(self.politeness.total_s),
+                self._client.stream(method, url, **options) as answer,
+            ):
                 async for part in answer.aiter_bytes():
                     size += len(part)
                     if size > self.politeness.max_bytes:
@@ -232,8 +293,20 @@ class WebClient:
                         )
                     parts.append(part)
                 return answer.status_code, dict(answer.headers), b"".join(parts)
-        except httpx.TransportError as error:  # timeouts, dropped connections, bodies that end early
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            # Ours and not the service's, such as a key with a line break in it: no repetition helps.
+            trouble = self.hide(f"{type(error).__name__}: {error}")
+            raise Refused(f"{method} {self._shown(url)}: cannot be asked: {trouble}") from None
+        except httpx.RequestError as error:  # timeouts, dropped connections, bodies that end early or do not unpack
             raise _Fault(self.hide(f"{type(error).__name__}: {error}")) from None
+        except TimeoutError:
+            raise _Fault(f"no complete answer within {self.politeness.total_s} s") from None
+
+    def _checked(self, check: Callable[[bytes], object], raw: bytes) -> None:
+        try:
+            check(raw)
+        except ValueError as error:
+            raise _Fault(self.hide(f"unreadable answer: {error}")[:200]) from None
 
     def hide(self, text: str) -> str:
         """`text` without secrets."""
@@ -242,23 +315,51 @@ class WebClient:
         return text
 
     def _shown(self, url: str) -> str:
-        return self.hide(url.split("?", 1)[0])
+        scheme, _, rest = url.split("?", 1)[0].partition("://")
+        host, slash, path = rest.partition("/")
+        return self.hide(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
 
 
 class _Fault(Exception):
     """The transport failed; asking again may help."""
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date (RFC 9110 §10.2.3); None without one."""
-    if value is None:
-        return None
+class _Redaction(logging.Filter):
+    """Takes the secrets of one client out of a library's log."""
+
+    def __init__(self, hide: Callable[[str], str]) -> None:
+        super().__init__()
+        self._hide = hide
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._hide(record.getMessage()), ()
+        return True
+
+
+def _spellings(secrets: tuple[str, ...]) -> tuple[str, ...]:
+    """Each secret as it is, trimmed, in a URL, in JSON, in a repr; the longest first, so that none is half hidden."""
+    forms: set[str] = set()
+    for secret in secrets:
+        for text in (secret, secret.strip()):
+            forms |= {text, quote(text, safe=""), quote(text), quote_plus(text)}
+            forms |= {jsonlib.dumps(text)[1:-1], repr(text)[1:-1], repr(text.encode())[2:-1]}
+    return tuple(sorted((form for form in forms if form), key=len, reverse=True))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the answer asks to wait, None where it says nothing.
+
+    ``Retry-After`` is a number or a date (RFC 9110 §10.2.3); ``retry-after-ms`` is how OpenAI says it more finely.
+    """
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit_s)
+        except (KeyError, ValueError):
+            continue
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(headers["retry-after"])
+        if moment.tzinfo is None:  # the zone "-0000"; HTTP dates are UTC
+            moment = moment.replace(tzinfo=datetime.UTC)
+        return max(0.0, moment.timestamp() - time.time())
+    except (KeyError, ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
