@@ -11,8 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hedwig.models.clip import CLIP_MEAN, CLIP_STD, MeanCLIP, load_clip, save_clip, tiny_clip
-from hedwig.models.viclip import TINY, random_viclip
+from hedwig.models import clip as clip_module
+from hedwig.models.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TINY_CLIP,
+    MeanCLIP,
+    clip_sizes,
+    load_clip,
+    random_clip,
+    save_clip,
+    tiny_clip,
+)
+from hedwig.models.viclip import TINY, ViCLIPConfig, load_viclip, random_viclip
 from hedwig.models.weights import weights_digest
 
 PX = TINY.frame_px
@@ -72,8 +83,8 @@ def test_text_is_open_clips(clip: MeanCLIP) -> None:
 
 
 def test_other_shapes_are_refused(clip: MeanCLIP) -> None:
-    for shape in ((8, 3, PX, PX), (1, 7, 3, PX, PX), (1, 8, 3, PX // 2, PX // 2)):
-        with pytest.raises(ValueError, match=rf"\(B, 8, 3, {PX}, {PX}\), got"):
+    for shape in ((8, 3, PX, PX), (1, 8, 4, PX, PX), (1, 8, 3, PX // 2, PX // 2)):
+        with pytest.raises(ValueError, match=rf"\(B, T, 3, {PX}, {PX}\), got"):
             clip.video_features(torch.zeros(shape))
     with pytest.raises(ValueError, match=rf"got \(8, {PX}, {PX}, 3\)"):
         clip.video_features_uint8(torch.zeros(8, PX, PX, 3, dtype=torch.uint8))
@@ -100,7 +111,7 @@ def test_round_trip_through_a_file(tmp_path: Path, clip: MeanCLIP, frames: torch
     save_clip(clip, tmp_path / "model.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in clip.model.state_dict().items()}}, tmp_path / "clip.pt")
     for weights in (tmp_path, tmp_path / "clip.pt"):
-        loaded = load_clip("tiny", weights=weights, num_frames=8)
+        loaded = load_clip("tiny", weights=weights)
         assert not loaded.training
         with torch.inference_mode():
             assert torch.equal(loaded.video_features_uint8(frames), clip.video_features_uint8(frames))
@@ -148,3 +159,132 @@ def test_unknown_names_are_refused_before_anything_is_fetched(tmp_path: Path, cl
     save_clip(clip, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="open_clip knows no"):
         load_clip(name, weights=tmp_path)
+
+
+def custom(**changes: object) -> dict:
+    """TINY_CLIP as open_clip's CustomTextCLIP: a timm image tower, so some buffers are not in the state dict."""
+    vision = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160}
+    return {**TINY_CLIP, "custom_text": True, "vision_cfg": vision, **changes}
+
+
+@pytest.fixture
+def architectures(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
+    """Architectures that open_clip is made to know, beside its own."""
+    known: dict[str, dict] = {}
+    own_list, own_config = open_clip.list_models, open_clip.get_model_config
+    monkeypatch.setattr(open_clip, "list_models", lambda: [*own_list(), *known])
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: known.get(name) or own_config(name))
+    return known
+
+
+@pytest.mark.parametrize("kind", ["timm tower", "coca", "siglip"])
+def test_any_architecture_of_open_clip_loads_strictly(
+    tmp_path: Path, architectures: dict[str, dict], kind: str
+) -> None:
+    changes: dict = {}
+    if kind == "coca":
+        text = {**TINY_CLIP["text_cfg"], "embed_cls": True, "output_tokens": True}
+        decoder = {**TINY_CLIP["text_cfg"], "attn_pooler_heads": 2}
+        vision = {**TINY_CLIP["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+        changes = {"vision_cfg": vision, "text_cfg": text, "multimodal_cfg": decoder}
+    elif kind == "siglip":
+        changes = {
+            "text_cfg": {**TINY_CLIP["text_cfg"], "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+            "init_logit_bias": -10,
+        }
+    architectures["ours"] = custom(**changes)
+    made = random_clip("ours", 3)
+    px = made.frame_px
+    assert clip_sizes("ours") == (px, 128) == (64 if kind == "coca" else 160, 128)
+    torch.save(made.model.state_dict(), tmp_path / "weights.pt")
+    loaded = load_clip("ours", weights=tmp_path / "weights.pt", quick_gelu=None)
+    assert not any(buffer.is_meta for buffer in loaded.buffers())
+    frames = torch.randint(0, 256, (1, 2, px, px, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded.each_frame_uint8(frames), made.each_frame_uint8(frames))
+        assert torch.equal(loaded.encode_text(["a red house"]), made.encode_text(["a red house"]))
+    state = made.model.state_dict()
+    state["visual.more"] = torch.zeros(1)
+    torch.save(state, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match=r"1 unexpected: visual\.more"):
+        load_clip("ours", weights=tmp_path / "more.pt", quick_gelu=None)
+
+
+def test_normalisation_is_that_of_the_weights(tmp_path: Path, clip: MeanCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_clip(clip, tmp_path / "model.safetensors")
+    assert load_clip("tiny", weights=tmp_path).mean == CLIP_MEAN
+    half = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    monkeypatch.setattr(clip_module, "_published", lambda name: [half])
+    assert load_clip("tiny", weights=tmp_path).mean == (0.5, 0.5, 0.5)
+    monkeypatch.setattr(clip_module, "_published", lambda name: [half, {}])
+    with pytest.raises(ValueError, match=r"differ in their normalisation.*open_clip_config\.json"):
+        load_clip("tiny", weights=tmp_path)
+    card = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": half}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(card))
+    loaded = load_clip("tiny", weights=tmp_path)
+    assert (loaded.mean, loaded.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    white = torch.full((1, 1, PX, PX, 3), 255, dtype=torch.uint8)
+    with torch.no_grad():  # (1 - 0.5) / 0.25 = 2
+        torch.testing.assert_close(
+            loaded.each_frame_uint8(white), loaded.each_frame(torch.full((1, 1, 3, PX, PX), 2.0))
+        )
+
+
+def test_open_clips_published_weights_have_one_normalisation_or_are_refused() -> None:
+    ambiguous = [
+        name
+        for name in open_clip.list_models()
+        if len({clip_module._pair(config) for config in clip_module._published(name)}) > 1
+    ]
+    assert ambiguous == ["ViT-L-14"]
+    assert {clip_module._pair(c)[0] for c in clip_module._published("ViT-B-16-SigLIP2")} == {(0.5, 0.5, 0.5)}
+
+
+def test_openais_own_entries_tell_quickgelu(tmp_path: Path, architectures: dict[str, dict], clip: MeanCLIP) -> None:
+    architectures["plain"] = {**TINY_CLIP, "quick_gelu": False}
+    state = dict(clip.model.state_dict())
+    torch.save(state, tmp_path / "of_somebody.pt")
+    assert load_clip("plain", weights=tmp_path / "of_somebody.pt", quick_gelu=None).frame_px == PX  # nobody can know
+    torch.save({**state, "input_resolution": torch.tensor(PX)}, tmp_path / "of_openai.pt")
+    with pytest.raises(ValueError, match="trained with QuickGELU; use 'plain-quickgelu'"):
+        load_clip("plain", weights=tmp_path / "of_openai.pt", quick_gelu=None)
+
+
+def test_all_published_rn50_weights_are_quickgelu(tmp_path: Path, clip: MeanCLIP) -> None:
+    save_clip(clip, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="use 'RN50-quickgelu'"):
+        load_clip("RN50", weights=tmp_path, quick_gelu=None)
+
+
+def test_a_vocabulary_of_its_own_is_taken_from_the_folder(tmp_path: Path, architectures: dict[str, dict]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    text = {**TINY_CLIP["text_cfg"], "hf_tokenizer_name": "somebody/somewhere", "tokenizer_kwargs": {"clean": "lower"}}
+    architectures["ours"] = {**TINY_CLIP, "text_cfg": {**text, "context_length": 4, "vocab_size": 10}}
+    made = random_clip("ours", 0)
+    with pytest.raises(ValueError, match=r"vocabulary of its own; put its tokenizer\.json"):
+        made.encode_text(["a b"])
+    save_clip(made, tmp_path / "model.safetensors")
+    vocabulary = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "red": 2, "house": 3}, unk_token="[UNK]"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    ids, truncated = load_clip("ours", weights=tmp_path).tokenise(["Red house", "red red house house red"])
+    assert ids.tolist() == [[2, 3, 0, 0], [2, 2, 3, 3]]
+    assert truncated.tolist() == [False, True]
+
+
+def test_language_models_as_text_towers_are_refused() -> None:
+    with pytest.raises(ValueError, match="open_clip would download"):
+        random_clip("roberta-ViT-B-32", 0)
+
+
+def test_viclips_text_tower_is_open_clips_with_a_context_of_32(clip: MeanCLIP) -> None:
+    config = ViCLIPConfig(64, 16, 8, 128, 1, 4, 64, 2, 2, 128)
+    state = dict(random_viclip(config, 1).state_dict())
+    text = {k: v for k, v in clip.model.state_dict().items() if not k.startswith(("visual.", "logit_scale"))}
+    state = {k: v for k, v in state.items() if not k.startswith("text_encoder.")}
+    viclip = load_viclip({**state, **{f"text_encoder.{key}": value for key, value in text.items()}})
+    captions = ["a red house", "two palm trees by the sea, and " * 9, ""]
+    with torch.inference_mode():
+        torch.testing.assert_close(viclip.encode_text(captions), clip.encode_text(captions), atol=1e-6, rtol=0)

@@ -134,3 +134,45 @@ def test_config_refuses_impossible_values() -> None:
     with pytest.raises(ValueError, match="text_dim must be at least 1"):
         replace(SMALL, text_dim=0)
     assert replace(SMALL, text_dim=0, use_text=False).text_dim == 0
+
+
+def test_pool_by_hand_and_without_order() -> None:
+    model = build(replace(SMALL, num_frames=3, hidden_dim=8, cosine=True))
+    generator = torch.Generator().manual_seed(1)
+    frames = F.normalize(torch.randn(2, 3, 6, generator=generator), dim=-1)
+    text = F.normalize(torch.randn(2, 4, generator=generator), dim=-1)
+    assert model.query is not None
+    # A new pool is the mean.
+    torch.testing.assert_close(model.pool(frames), F.normalize(frames.mean(dim=1), dim=-1))
+    with torch.no_grad():
+        model.query.copy_(0.3 * torch.randn(6, generator=generator))
+    for b in range(2):
+        weights = torch.tensor([math.exp(float(model.query.detach() @ frames[b, v]) / 0.07) for v in range(3)])
+        pooled = sum(weights[v] / weights.sum() * frames[b, v] for v in range(3))
+        torch.testing.assert_close(model.pool(frames)[b], pooled / pooled.norm())
+    plain = build(replace(SMALL, hidden_dim=8, cosine=True))
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key != "query"})
+    for pooled_head, plain_head in zip(model(frames, text), plain(model.pool(frames), text), strict=True):
+        torch.testing.assert_close(pooled_head, plain_head)
+    for turned in (frames.roll(1, dims=1), frames.flip(1)):  # a panorama is a circle
+        torch.testing.assert_close(model(turned, text)[1], model(frames, text)[1])
+
+
+def test_pool_of_another_number_of_frames_is_refused(tmp_path: Path) -> None:
+    model = build(replace(SMALL, use_text=False, num_frames=3))
+    with pytest.raises(ValueError, match=r"image must be \(B, 3, 6\), got \(2, 4, 6\)"):
+        model(torch.zeros(2, 4, 6))
+    with pytest.raises(ValueError, match=r"image must be \(B, 3, 6\), got \(2, 6\)"):
+        model(torch.zeros(2, 6))
+    model.save(tmp_path)
+    assert Geolocator.load(tmp_path).config.num_frames == 3
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["config"]["num_frames"]  # a head made before there were pools has none
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="query"):
+        Geolocator.load(tmp_path)
+    build(SMALL).save(tmp_path / "old")
+    card = json.loads((tmp_path / "old" / "model.json").read_text())
+    del card["config"]["num_frames"]
+    (tmp_path / "old" / "model.json").write_text(json.dumps(card))
+    assert Geolocator.load(tmp_path / "old").config == SMALL

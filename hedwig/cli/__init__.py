@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hedwig.cli import ask, make, tools
+from hedwig.cli import acquire, ask, bench, data, diffusion, make, models, plan, tools
 from hedwig.cli.console import HedwigGroup, console
 
 __all__ = ["app", "main"]
@@ -44,7 +44,13 @@ def _options(
 
 make.register(app)
 ask.register(app)
+data.register(app)
 tools.register(app)
+models.register(app)
+bench.register(app)
+acquire.register(app)
+diffusion.register(app)
+plan.register(app)
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ class CaptionsConfig(_Section):
     base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, ending in /v1")
     api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     max_frames: int = Field(default=8, ge=1, description="frames shown to the model, chosen evenly")
+    frame_px: int = Field(default=448, ge=64, description="side of a frame shown to the model")
     images: Literal["frames", "sheet"] = Field(default="frames", description="one image per frame, or one of them all")
     detail: Literal["low", "high", "auto"] = "low"
     leaks: Literal["report", "mask", "reject"] = Field(default="report", description="place names found in a caption")
@@ -107,8 +108,16 @@ class CaptionsConfig(_Section):
     per_second: float | None = Field(default=None, gt=0, description="most requests a second in one actor")
     timeout_s: float = Field(default=60.0, gt=0)
     max_attempts: int = Field(default=6, ge=1)
-    usd_per_million_input: float | None = Field(default=None, ge=0, description="None: cost is not stated")
+    poll_s: float = Field(default=60.0, gt=0, description="openai-batch: seconds between two looks at the batches")
+    usd_per_million_input: float | None = Field(
+        default=None, ge=0, description="None: cost is not stated; for openai-batch the batch's price"
+    )
     usd_per_million_output: float | None = Field(default=None, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="transformers only")
+    route: Literal["messages", "prompt"] = Field(
+        default="messages", description="vllm only; 'prompt' for InternVL chat models without a template"
+    )
+    accelerator: str | None = Field(default=None, description="vllm only: Ray's name of the GPU")
 
     @model_validator(mode="after")
     def _names_a_model(self) -> CaptionsConfig:

@@ -1,4 +1,4 @@
-"""The networks: ViCLIP, mean-pooled CLIP, the encoder that wraps either of them, and the geolocator head."""
+"""The networks: ViCLIP, image towers, the encoder that wraps any of them, and the geolocator head."""
 
 from __future__ import annotations
 

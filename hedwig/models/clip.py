@@ -1,27 +1,28 @@
-"""Mean-pooled CLIP: every frame on its own through an open_clip model, then the mean. The baseline to beat.
+"""open_clip's models as image towers: CLIP of each frame, then the mean. The baseline to beat.
 
-Each frame's vector is brought to unit norm before averaging, so that no frame counts more for being long. It has
-the interface of `ViCLIP`, so nothing downstream knows which one it holds, but it cannot see the order of frames.
-Weights come from a local file, strictly; open_clip's own downloading is never reached. QuickGELU leaves no trace in
-a state dict and plain GELU merely gives wrong numbers, so a mismatch is an error here and not a warning.
+Any architecture of open_clip will do whose text tower is open_clip's own. Weights come from a local file, strictly;
+open_clip's own downloading is never reached. QuickGELU leaves no trace in a state dict and plain GELU merely gives
+wrong numbers, so a mismatch that can be known is an error here and not a warning; so is a normalisation that cannot.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hedwig.models.viclip import TINY, tokenise
-from hedwig.models.weights import load_strict, read_state_dict, weights_file
+from hedwig.models.text import tokenise
+from hedwig.models.towers import ImageTower
+from hedwig.models.viclip import TINY
+from hedwig.models.weights import build_loaded, read_state_dict, weights_file
 
-__all__ = ["MeanCLIP", "load_clip", "random_clip", "save_clip", "tiny_clip"]
+__all__ = ["MeanCLIP", "clip_sizes", "load_clip", "random_clip", "save_clip", "tiny_clip"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,40 +51,36 @@ TINY_CLIP: dict[str, Any] = {
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
-class MeanCLIP(nn.Module):
+class MeanCLIP(ImageTower):
     """An open_clip model applied to each frame.
 
     Args:
-        model: an `open_clip.CLIP` with square images and the byte-pair text tower.
-        num_frames: T; the frames a clip must have, None for any number.
+        model: an `open_clip.CLIP`, `CustomTextCLIP` or `CoCa` with square images.
+        image_dim: D, of images and texts.
+        frame_px: height and width of its images.
+        mean: see `ImageTower`.
+        std: see `ImageTower`.
+        tokeniser: what makes its ids, if not CLIP's byte-pair vocabulary; a text is refused if it is False.
     """
 
-    def __init__(self, model: nn.Module, *, num_frames: int | None = None) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.num_frames = num_frames
-        clip: Any = model
-        self.frame_px = int(clip.visual.image_size[0])
-        self.context_length = int(clip.context_length)
-        self.image_dim = int(clip.visual.output_dim)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_dim: int,
+        frame_px: int,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        tokeniser: Any = None,
+    ) -> None:
+        super().__init__(model, frame_px=frame_px, image_dim=image_dim, mean=mean, std=std, text_dim=image_dim)
+        self.context_length = int(self.model.context_length)
+        self.tokeniser = tokeniser
 
-    def video_features(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) CLIP-normalised frames to (B, D): the mean of unit vectors, so of norm at most 1."""
-        px = self.frame_px
-        if frames.ndim != 5 or frames.shape[2:] != (3, px, px) or self.num_frames not in (None, frames.shape[1]):
-            raise ValueError(
-                f"Expected (B, T, 3, H, W) = (B, {self.num_frames or 'T'}, 3, {px}, {px}), got {tuple(frames.shape)}."
-            )
-        each: Tensor = self.model.encode_image(frames.flatten(0, 1).to(self.model.visual.proj.dtype))
-        return F.normalize(each, dim=-1).reshape(len(frames), -1, self.image_dim).mean(dim=1)
-
-    def video_features_uint8(self, frames: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 RGB frames to (B, D)."""
-        if frames.dtype != torch.uint8:
-            raise ValueError(f"Frames must be uint8 RGB, got {frames.dtype}; video_features takes normalised floats.")
-        mean = 255 * torch.tensor(CLIP_MEAN, device=frames.device)
-        std = 255 * torch.tensor(CLIP_STD, device=frames.device)
-        return self.video_features(((frames.float() - mean) / std).movedim(-1, 2) if frames.ndim == 5 else frames)
+    def image_features(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) normalised images to (N, D)."""
+        features: Tensor = self.model.encode_image(images)
+        return features
 
     def text_features(self, ids: Tensor) -> Tensor:
         """(B, L) token ids to (B, D), not normalised, with gradients."""
@@ -92,81 +89,91 @@ class MeanCLIP(nn.Module):
         features: Tensor = self.model.encode_text(ids.to(self.model.logit_scale.device))
         return features
 
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) CLIP-normalised frames to (B, D) of unit norm, float32."""
-        return F.normalize(self.video_features(frames).float(), dim=-1)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Captions to (B, D) of unit norm, float32; what does not fit into the context is cut."""
-        return F.normalize(self.text_features(self.tokenise(texts)[0]).float(), dim=-1)
-
     def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """`hedwig.models.viclip.tokenise` at this model's context length: ids (B, L) int64, truncated (B,) bool."""
-        return tokenise(texts, self.context_length)
+        """Ids (B, L) int64 of captions, and whether each was cut, (B,) bool."""
+        if self.tokeniser is None:
+            return tokenise(texts, self.context_length)
+        if self.tokeniser is False:
+            raise ValueError("This text tower has a vocabulary of its own; put its tokenizer.json beside the weights.")
+        ids: Tensor = self.tokeniser(list(texts))
+        whole = self.tokeniser.tokenizer([self.tokeniser.clean_fn(text) for text in texts])["input_ids"]
+        return ids, torch.tensor([len(tokens) > self.context_length for tokens in whole], dtype=torch.bool)
 
 
 def load_clip(
     name: str = "ViT-L-14-quickgelu",
     *,
     weights: str | Path,
-    quick_gelu: bool = True,
-    num_frames: int | None = None,
+    sha256: str | None = None,
+    quick_gelu: bool | None = True,
     device: str | torch.device = "cpu",
 ) -> MeanCLIP:
     """A CLIP in evaluation mode with the weights of a local file, loaded strictly.
 
+    The normalisation is that of an open_clip_config.json beside the file, else that of all published weights of this
+    architecture. A tokenizer.json beside the file is used by architectures that have a vocabulary of their own.
+
     Args:
         name: an architecture of open_clip, or "tiny" for the one `tiny_clip` makes.
         weights: a .safetensors or PyTorch file in open_clip's layout, or a folder holding model.safetensors.
+        sha256: what the file's SHA-256 must be; None checks nothing.
         quick_gelu: whether these weights were trained with QuickGELU (OpenAI's were); an open_clip_config.json
-            beside the file overrules it.
-        num_frames: the frames a clip must have, None for any number.
+            beside the file overrules it. None: whatever that file, OpenAI's own entries in the weights or all
+            published weights of the architecture tell, else the architecture is believed.
         device: where to put the model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unknown name, an activation that is not the one the weights were trained with, or keys and
-            shapes that do not fit.
+        ValueError: unknown name, an activation that is not the one the weights were trained with, a normalisation
+            that cannot be known, or keys and shapes that do not fit.
     """
     file = weights_file(weights)
     architecture = _architecture(name)
-    trained = _recorded_quick_gelu(file)
-    trained = quick_gelu if trained is None else trained
-    if bool(architecture.get("quick_gelu", False)) != trained:
-        other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
-        raise ValueError(
-            f"{name!r} computes {'GELU' if trained else 'QuickGELU'}, but the weights {str(file)!r} were trained with "
-            f"{'QuickGELU' if trained else 'GELU'}; use {other!r}, or pass quick_gelu={not trained} if that is wrong."
-        )
-    with torch.device("meta"):
-        model = _build(architecture)
-    state = {key: value for key, value in read_state_dict(file).items() if key not in NOT_WEIGHTS}
-    load_strict(model, state, origin=str(file))
-    length = model.context_length
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # not in the state dict, so still on meta
-    return MeanCLIP(model, num_frames=num_frames).to(device).eval()
+    card = _recorded(file)
+    published = _published(name)
+    if "model_cfg" in card:
+        quick_gelu = bool(card["model_cfg"].get("quick_gelu", False))
+    if quick_gelu is not None:
+        _check_quick_gelu(name, architecture, quick_gelu, file)
+    mean, std = _normalisation(name, file, card, published)
+    stored = read_state_dict(file, sha256)
+    if quick_gelu is None:
+        of_all = {bool(config.get("quick_gelu", False)) for config in published}
+        known = True if set(NOT_WEIGHTS) & set(stored) else of_all.pop() if len(of_all) == 1 else None
+        if known is not None:
+            _check_quick_gelu(name, architecture, known, file)
+    state = {key: value for key, value in stored.items() if key not in NOT_WEIGHTS}
+    model = build_loaded(lambda: _build(architecture), state, origin=str(file), complete=_fill_masks)
+    return _tower(model, architecture, mean=mean, std=std, folder=file.parent).to(device)
 
 
-def random_clip(name: str, seed: int, *, num_frames: int | None = None) -> MeanCLIP:
+def random_clip(name: str, seed: int) -> MeanCLIP:
     """A CLIP in evaluation mode with open_clip's initialisation, decided by `seed`; the global generator is put back.
 
     Args:
         name: an architecture of open_clip, or "tiny".
         seed: decides the weights.
-        num_frames: the frames a clip must have, None for any number.
     """
+    architecture, published = _architecture(name), _published(name)
+    mean, std = _pair(published[0]) if published else (CLIP_MEAN, CLIP_STD)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build(_architecture(name))
-    return MeanCLIP(model, num_frames=num_frames).eval()
+        model = _build(architecture)
+    return _tower(model, architecture, mean=mean, std=std, folder=None)
 
 
 def tiny_clip(seed: int) -> MeanCLIP:
     """A random small CLIP as costly as ViCLIP's TINY."""
-    return random_clip("tiny", seed, num_frames=TINY.num_frames)
+    return random_clip("tiny", seed)
 
 
-def save_clip(clip: MeanCLIP, path: str | Path) -> None:
+def clip_sizes(name: str) -> tuple[int, int]:
+    """(frame side in px, dimension of images and texts) of an architecture of open_clip, without building it."""
+    architecture = _architecture(name)
+    return _frame_px(architecture), int(architecture["embed_dim"])
+
+
+def save_clip(clip: ImageTower, path: str | Path) -> None:
     """Write safetensors in open_clip's layout, float32."""
     state = {
         key: value.detach().to("cpu", torch.float32).contiguous() for key, value in clip.model.state_dict().items()
@@ -181,21 +188,98 @@ def _architecture(name: str) -> dict[str, Any]:
     if name != "tiny" and name not in known:  # also keeps names with a scheme, which would download, out
         near = [n for n in known if n.lower().startswith(name.lower()[:8])]
         raise ValueError(f"open_clip knows no {name!r}; did you mean one of {near[:6] or ['ViT-L-14-quickgelu']}?")
-    architecture: dict[str, Any] = dict(TINY_CLIP if name == "tiny" else open_clip.get_model_config(name))
-    custom = architecture.pop("custom_text", False) or "timm_model_name" in architecture["vision_cfg"]
-    if custom or "hf_model_name" in architecture["text_cfg"]:
-        raise ValueError(f"{name!r} is not a plain CLIP vision transformer with CLIP's text tower.")
+    architecture: dict[str, Any] = deepcopy(TINY_CLIP) if name == "tiny" else open_clip.get_model_config(name)
+    if "hf_model_name" in architecture["text_cfg"]:
+        raise ValueError(
+            f"The text tower of {name!r} is a language model whose sizes open_clip would download; take the model from "
+            f"a local folder as transformers:LABEL, or another architecture."
+        )
     return architecture
 
 
 def _build(architecture: dict[str, Any]) -> Any:
     import open_clip
+    from open_clip.coca_model import CoCa
 
-    return open_clip.CLIP(**architecture)
+    sizes = deepcopy(architecture)  # what they are made of takes entries out
+    custom = sizes.pop("custom_text", False)
+    kind = CoCa if "multimodal_cfg" in sizes else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    return kind(**sizes)
 
 
-def _recorded_quick_gelu(file: Path) -> bool | None:
+def _fill_masks(model: Any) -> None:
+    """Causal masks are not in the state dict, so still on meta."""
+    import open_clip
+    from open_clip.transformer import TextTransformer
+
+    for module in model.modules():
+        if isinstance(module, open_clip.CLIP | TextTransformer) and module.attn_mask is not None:
+            module.attn_mask = torch.full(module.attn_mask.shape, float("-inf")).triu_(1)
+
+
+def _frame_px(architecture: dict[str, Any]) -> int:
+    size = architecture["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"This architecture takes images of {height} x {width} px, and frames are square.")
+    return int(height)
+
+
+def _tower(
+    model: Any, architecture: dict[str, Any], *, mean: Sequence[float], std: Sequence[float], folder: Path | None
+) -> MeanCLIP:
+    text, tokeniser = architecture["text_cfg"], None
+    if "hf_tokenizer_name" in text:
+        tokeniser = False
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            from open_clip.tokenizer import HFTokenizer
+
+            length = int(model.context_length)
+            tokeniser = HFTokenizer(str(folder), context_length=length, **text.get("tokenizer_kwargs", {}))
+    return MeanCLIP(
+        model,
+        image_dim=int(architecture["embed_dim"]),
+        frame_px=_frame_px(architecture),
+        mean=mean,
+        std=std,
+        tokeniser=tokeniser,
+    ).eval()
+
+
+def _recorded(file: Path) -> dict[str, Any]:
     card = file.with_name("open_clip_config.json")
-    if not card.is_file():
-        return None
-    return bool(json.loads(card.read_text(encoding="utf-8")).get("model_cfg", {}).get("quick_gelu", False))
+    return dict(json.loads(card.read_text(encoding="utf-8"))) if card.is_file() else {}
+
+
+def _published(name: str) -> list[dict[str, Any]]:
+    """What open_clip records of each of the architecture's published weights."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    return [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+
+
+def _pair(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(config.get("mean") or CLIP_MEAN), tuple(config.get("std") or CLIP_STD)
+
+
+def _normalisation(
+    name: str, file: Path, card: Mapping[str, Any], published: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if "preprocess_cfg" in card:
+        return _pair(card["preprocess_cfg"])
+    known = {_pair(config) for config in published} or {(CLIP_MEAN, CLIP_STD)}
+    if len(known) > 1:
+        raise ValueError(
+            f"Published weights of {name!r} differ in their normalisation, so put the open_clip_config.json of "
+            f"{str(file)!r} beside it."
+        )
+    return known.pop()
+
+
+def _check_quick_gelu(name: str, architecture: Mapping[str, Any], trained: bool, file: Path) -> None:
+    if bool(architecture.get("quick_gelu", False)) != trained:
+        other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"{name!r} computes {'GELU' if trained else 'QuickGELU'}, but the weights {str(file)!r} were trained with "
+            f"{'QuickGELU' if trained else 'GELU'}; use {other!r}, or pass quick_gelu={not trained} if that is wrong."
+        )

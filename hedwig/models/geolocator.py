@@ -4,6 +4,10 @@ The head of the paper is two linear layers, 1536 → 768 → 100, and that is th
 image alone, one hidden layer, and cosine logits with a learned scale. The projection leaves with unit norm, for
 retrieval; the classifier reads it before that normalisation, unless its logits are cosines. It knows nothing of
 where the cells are.
+
+With `num_frames` the image comes as the vectors of its frames, and a pool of D weights makes them one: attention of a
+single learned query, softmax(q.f / 0.07) over the frames. One query needs no key matrix (q.(Kf) = (K'q).f), and no
+position: a panorama is a circle, and where its first frame lies means nothing. It starts at zero, that is at the mean.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ class GeolocatorConfig:
         cosine: logits are cosines times a learned scale (starting at 1/0.07) instead of a linear layer's.
         temperature: what the logits are divided by; 1 while training, another value calibrates afterwards.
         hidden_dim: width of a GELU layer before the projection; 0 for none, as in the paper.
+        num_frames: V, the frames whose vectors are pooled; 0 for none: the image is one vector.
     """
 
     image_dim: int
@@ -47,6 +52,7 @@ class GeolocatorConfig:
     cosine: bool = False
     temperature: float = 1.0
     hidden_dim: int = 0
+    num_frames: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -55,6 +61,7 @@ class GeolocatorConfig:
             ("projection_dim", 1),
             ("num_cells", 1),
             ("hidden_dim", 0),
+            ("num_frames", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -68,6 +75,7 @@ class Geolocator(nn.Module):
     def __init__(self, config: GeolocatorConfig) -> None:
         super().__init__()
         self.config = config
+        self.query = nn.Parameter(torch.zeros(config.image_dim)) if config.num_frames else None
         input_dim = config.image_dim + (config.text_dim if config.use_text else 0)
         self.hidden = nn.Linear(input_dim, config.hidden_dim) if config.hidden_dim else None
         self.projection = nn.Linear(config.hidden_dim or input_dim, config.projection_dim)
@@ -78,7 +86,7 @@ class Geolocator(nn.Module):
         """Project and classify.
 
         Args:
-            image: (B, Di) image embeddings of unit norm.
+            image: (B, Di) image embeddings of unit norm, or (B, V, Di) those of the frames if they are pooled.
             text: (B, Dt) text embeddings of unit norm, zeros for panoramas without a caption; may be None if the
                 geolocator does not read text.
 
@@ -97,12 +105,21 @@ class Geolocator(nn.Module):
             logits = scale * F.linear(projected, F.normalize(self.classifier.weight, dim=-1))
         return projected, logits / self.config.temperature
 
-    def _input(self, image: Tensor, text: Tensor | None) -> Tensor:
-        if image.ndim != 2 or image.shape[1] != self.config.image_dim:
+    def pool(self, image: Tensor) -> Tensor:
+        """One unit vector per panorama, (B, Di): of (B, V, Di) frames by attention, of (B, Di) the vector itself."""
+        dim, num_frames = self.config.image_dim, self.config.num_frames
+        if tuple(image.shape[1:]) != ((num_frames, dim) if num_frames else (dim,)):
             raise ValueError(
-                f"image must be (B, {self.config.image_dim}), got {tuple(image.shape)}; was this geolocator trained "
-                f"on another encoder?"
+                f"image must be (B, {f'{num_frames}, ' if num_frames else ''}{dim}), got {tuple(image.shape)}; was "
+                f"this geolocator trained on another encoder, fusion or number of frames?"
             )
+        if self.query is None:
+            return image
+        weights = (INITIAL_SCALE * (image @ self.query)).softmax(dim=1)
+        return F.normalize((weights[:, :, None] * image).sum(dim=1), dim=-1)
+
+    def _input(self, image: Tensor, text: Tensor | None) -> Tensor:
+        image = self.pool(image)
         if not self.config.use_text:
             return image
         if text is None or tuple(text.shape) != (len(image), self.config.text_dim):

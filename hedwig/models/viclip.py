@@ -3,8 +3,9 @@
 The architecture of OpenGVLab/InternVideo (``Data/InternVid/viclip``, Apache-2.0), written anew with exactly its
 state-dict keys, so that the released weights load strictly. Choices: attention through
 `scaled_dot_product_attention`, batch first, and the last block computes the class token only, since nothing else of
-it is read. It never masks patches and knows no other number of frames than that of its temporal embedding. The
-text tower reads 32 tokens, not CLIP's 77. Loading, saving and random weights are at the end of the file.
+it is read. It never masks patches. Like the official code it takes as many frames as it has temporal embeddings, or
+one; any other number only where interpolation is asked for, which nobody trained. The text tower reads 32 tokens, not
+CLIP's 77. Loading, saving and random weights are at the end of the file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hedwig.models.text import count_tokens, tokenise
 from hedwig.models.transformer import Transformer
 from hedwig.models.weights import load_strict, read_card, read_metadata, read_state_dict, unwrap, weights_file
 
@@ -98,6 +99,19 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, config.vision_layers, config.vision_heads)
         self.ln_post = nn.LayerNorm(width)
 
+    def temporal(self, num_frames: int) -> Tensor:
+        """The temporal embeddings of T frames, (T, W).
+
+        One frame gets their mean, as in the official code. Other numbers are interpolated linearly over time with
+        ``align_corners=False``, as InternVideo2 does when it changes the number of frames.
+        """
+        known = self.temporal_positional_embedding[0]
+        if num_frames == len(known):
+            return known
+        if num_frames == 1:
+            return known.mean(dim=0, keepdim=True)
+        return F.interpolate(known.float().T[None], size=num_frames, mode="linear")[0].T.to(known.dtype)
+
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) normalised frames to (B, D)."""
         patches = _patches(frames.to(self.proj.dtype), self.patch_px)
@@ -120,8 +134,8 @@ class VisionTransformer(nn.Module):
 
     def _pool(self, patches: Tensor) -> Tensor:
         """(B, T, N, W) embedded patches to (B, D)."""
-        spatial, temporal = self.positional_embedding, self.temporal_positional_embedding
-        x = patches + spatial[1:] + temporal[0, :, None]
+        spatial = self.positional_embedding
+        x = patches + spatial[1:] + self.temporal(patches.shape[1])[:, None]
         first = (self.class_embedding + spatial[0]).expand(len(x), 1, -1)
         x = self.ln_pre(torch.cat([first, x.flatten(1, 2)], dim=1))
         out: Tensor = self.ln_post(self.transformer(x, first_only=True)[:, 0]) @ self.proj
@@ -164,24 +178,42 @@ class ViCLIP(nn.Module):
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         self.config = config
+        self.frame_px = config.frame_px
+        self.image_dim = self.text_dim = config.embed_dim
+        self.has_text = True
         self.temp = nn.Parameter(torch.zeros(()))
         self.vision_encoder = VisionTransformer(config)
         self.text_encoder = TextTransformer(config)
 
-    def video_features(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) ImageNet-normalised frames to (B, D), not normalised, with gradients."""
-        t, px = self.config.num_frames, self.config.frame_px
-        _check_shape(frames, (t, 3, px, px), "(B, T, 3, H, W)")
+    def video_features(self, frames: Tensor, *, interpolate: bool = False) -> Tensor:
+        """(B, T, 3, H, W) ImageNet-normalised frames to (B, D), not normalised, with gradients.
+
+        Args:
+            frames: T is the configured number, or 1.
+            interpolate: allow any T, see `VisionTransformer.temporal`.
+        """
+        px = self.frame_px
+        self._check_frames(frames, (3, px, px), "(B, T, 3, H, W)", interpolate)
         features: Tensor = self.vision_encoder(frames)
         return features
 
-    def video_features_uint8(self, frames: Tensor) -> Tensor:
+    def video_features_uint8(self, frames: Tensor, *, interpolate: bool = False) -> Tensor:
         """(B, T, H, W, 3) uint8 RGB frames to (B, D): the same as normalising first, within 1e-5."""
-        t, px = self.config.num_frames, self.config.frame_px
+        px = self.frame_px
         if frames.dtype != torch.uint8:
             raise ValueError(f"Frames must be uint8 RGB, got {frames.dtype}; video_features takes normalised floats.")
-        _check_shape(frames, (t, px, px, 3), "(B, T, H, W, 3)")
+        self._check_frames(frames, (px, px, 3), "(B, T, H, W, 3)", interpolate)
         return self.vision_encoder.forward_uint8(frames)
+
+    def each_frame_uint8(self, frames: Tensor) -> Tensor:
+        """(B, T, H, W, 3) uint8 RGB frames, any T, to (B, T, D) of unit norm, float32: each is a clip of one frame."""
+        each = self.video_features_uint8(frames.flatten(0, 1)[:, None])
+        return F.normalize(each.float(), dim=-1).reshape(*frames.shape[:2], self.image_dim)
+
+    def _check_frames(self, frames: Tensor, tail: tuple[int, ...], layout: str, interpolate: bool) -> None:
+        known = self.config.num_frames
+        found = frames.shape[1] if frames.ndim == 5 else 0
+        _check_shape(frames, (found if found == 1 or (interpolate and found) else known, *tail), layout)
 
     def text_features(self, ids: Tensor) -> Tensor:
         """(B, L) token ids to (B, D), not normalised, with gradients."""
@@ -208,52 +240,24 @@ def _check_shape(value: Tensor, tail: tuple[int, ...], layout: str) -> None:
         raise ValueError(f"Expected {layout} = (B, {', '.join(map(str, tail))}), got {tuple(value.shape)}.{hint}")
 
 
-@lru_cache(maxsize=1)
-def _tokeniser() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer  # seconds to import, and only text needs it
-
-    return SimpleTokenizer()
-
-
-def tokenise(texts: Sequence[str], context_length: int = 32) -> tuple[Tensor, Tensor]:
-    """CLIP's byte-pair ids of captions: start, tokens, end (49407), zeros.
-
-    Args:
-        texts: B captions.
-        context_length: L; a longer caption loses its tail and ends with the end token all the same.
-
-    Returns:
-        ids (B, L) int64, and whether each was cut, (B,) bool.
-    """
-    if isinstance(texts, str):
-        raise TypeError("tokenise takes a list of captions, got one str; wrap it in a list.")
-    tokeniser = _tokeniser()
-    ids = torch.zeros(len(texts), context_length, dtype=torch.int64)
-    truncated = torch.zeros(len(texts), dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens = [tokeniser.sot_token_id, *tokeniser.encode(text), tokeniser.eot_token_id]
-        if len(tokens) > context_length:
-            tokens = [*tokens[: context_length - 1], tokeniser.eot_token_id]
-            truncated[row] = True
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    return ids, truncated
-
-
-def count_tokens(text: str) -> int:
-    """Byte-pair tokens of a caption, without start and end: at most 30 survive ViCLIP's context of 32."""
-    return len(_tokeniser().encode(text))
-
-
-def load_viclip(source: Mapping[str, Any] | str | Path, *, device: str | torch.device = "cpu") -> ViCLIP:
+def load_viclip(
+    source: Mapping[str, Any] | str | Path, *, sha256: str | None = None, device: str | torch.device = "cpu"
+) -> ViCLIP:
     """A ViCLIP in evaluation mode with the weights of a file, of a folder holding model.safetensors, or of a dict.
 
     Sizes are read off the shapes. The number of heads does not show there: it comes from the header that
     `save_viclip` wrote, else from ``config`` in a model.json beside the file, else it is width / 64, the rule of
     the official sizes, or width / 32 for a width below 512.
 
+    Args:
+        source: file, folder or state dict.
+        sha256: what the file's SHA-256 must be, see `hedwig.models.weights.check_sha256`.
+        device: where to put the model.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unreadable file, or keys and shapes that are not a ViCLIP's; the message names them.
+        ValueError: another SHA-256, unreadable file, or keys and shapes that are not a ViCLIP's; the message names
+            them.
     """
     if isinstance(source, Mapping):
         origin = "state dict"
@@ -261,7 +265,7 @@ def load_viclip(source: Mapping[str, Any] | str | Path, *, device: str | torch.d
         recorded = None
     else:
         file = weights_file(source)
-        origin, state = str(file), read_state_dict(file)
+        origin, state = str(file), read_state_dict(file, sha256)
         recorded = _recorded_config(file)
     config = recorded or _config_of_shapes(state, origin)
     with torch.device("meta"):

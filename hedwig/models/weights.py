@@ -1,8 +1,9 @@
 """Reading, checking and fingerprinting weights: the one place that opens a weights file.
 
 A file is safetensors or a PyTorch archive read with ``weights_only=True``; nothing else is ever unpickled and
-nothing is ever downloaded. Loading is strict, and its error names the keys. The digest is taken over the tensors,
-not over the file, so a ``.pth`` and its ``.safetensors`` twin are the same model.
+nothing is ever downloaded. Loading is strict, and its error names the keys. There are two digests: `weights_digest` is
+over the tensors, so a ``.pth`` and its ``.safetensors`` twin are the same model; `check_sha256` is over the bytes of
+the file, to be compared with what its publisher says before anything in it is trusted.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["load_strict", "read_card", "read_metadata", "read_state_dict", "weights_digest", "weights_file"]
+__all__ = [
+    "build_loaded",
+    "check_sha256",
+    "load_strict",
+    "read_card",
+    "read_metadata",
+    "read_state_dict",
+    "weights_digest",
+    "weights_file",
+]
 
 WRAPPERS = ("model", "module", "state_dict")
 
@@ -39,17 +50,43 @@ def weights_file(path: str | Path) -> Path:
     return file
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def check_sha256(path: str | Path, sha256: str) -> None:
+    """Compare a weights file's bytes with a SHA-256 in hexadecimal; nothing in it is interpreted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the digests differ, or `sha256` is not one.
+    """
+    file = weights_file(path)
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}.")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(
+            f"{str(file)!r} was not opened: its SHA-256 is {found}, expected {sha256.lower()}; fetch it again, or "
+            f"correct the setting if another file is meant."
+        )
+
+
+def read_state_dict(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors by key, on the CPU, as stored.
 
     A dict under ``model``, ``module`` or ``state_dict`` is unwrapped, and a ``module.`` in front of every key
     (left by distributed training) is removed.
 
+    Args:
+        path: a file, or a folder holding model.safetensors.
+        sha256: what the file's SHA-256 must be; None checks nothing.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is not a weights file, or holds pickled objects besides tensors.
+        ValueError: another SHA-256, or the file is truncated, is no weights file, or holds pickled objects besides
+            tensors.
     """
     file = weights_file(path)
+    if sha256 is not None:
+        check_sha256(file, sha256)
     try:
         loaded = (
             load_file(file)
@@ -138,6 +175,36 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) 
             f"Check that the file belongs to this model and size."
         )
     module.load_state_dict({key: value.detach().float() for key, value in state.items()}, assign=True)
+
+
+def build_loaded(
+    build: Callable[[], Any],
+    state: Mapping[str, Tensor],
+    *,
+    origin: str,
+    complete: Callable[[Any], None] | None = None,
+) -> Any:
+    """The module that `build` makes with the tensors of `state`, without initialising it first where that can be.
+
+    Args:
+        build: makes the module; called once on the meta device, and again on the CPU if that was not enough.
+        state: the tensors, for `load_strict`.
+        origin: named in errors.
+        complete: fills in buffers that are no weights, for instance masks.
+
+    Raises:
+        ValueError: a key is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        module = build()
+    load_strict(module, state, origin=origin)
+    if complete is not None:
+        complete(module)
+    if any(buffer.is_meta for buffer in module.buffers()):  # computed when built, and not in the file
+        with torch.random.fork_rng(devices=[]):
+            module = build()
+        load_strict(module, state, origin=origin)
+    return module
 
 
 def name_some(keys: list[str], limit: int = 5) -> str:
