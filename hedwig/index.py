@@ -7,6 +7,10 @@ fp32 and reading is the limit; its answers are those of fp32 (recall@1 >= 0.999)
 so the same references make the same bytes in whatever order they arrive. `exact_search` is the reference in numpy and
 the faster way for thousands of queries at once. Nothing here knows what a probability is: see `hedwig.retrieve`.
 
+A reference may have one vector per frame (max_sim): all of them stand in its cell's list, and its score is the largest
+over all pairs of its vectors and the query's. That is exact: of the (M-1)·V+1 nearest vectors to one query vector at
+least M belong to different references, so who is not among them for any query vector is not among the best M.
+
 FAISS files are not safe to parse when damaged (bit flips load silently or abort the process): `load` checks digests
 before FAISS sees a byte, and bounds what it may allocate.
 """
@@ -52,6 +56,7 @@ class GeocellIndex:
         cell_ids: (N,) int32.
         num_cells: geocells, empty ones included.
         dim: D, width of an embedding.
+        num_frames: V, the vectors of one reference; 1 unless every frame has its own.
     """
 
     def __init__(self, ivf: Any, rows: pa.Table) -> None:
@@ -62,6 +67,7 @@ class GeocellIndex:
         self.cell_ids: NDArray[np.int32] = rows["cell_id"].to_numpy()
         self.num_cells = int(ivf.nlist)
         self.dim = int(ivf.d)
+        self.num_frames = int(ivf.ntotal) // len(rows) if len(rows) else 1
 
     def __len__(self) -> int:
         return len(self.pano_ids)
@@ -81,7 +87,7 @@ class GeocellIndex:
         """Sort the references into their cells; the result does not depend on the order of the rows.
 
         Args:
-            vectors: (N, D) embeddings of unit norm.
+            vectors: (N, D) embeddings of unit norm, or (N, V, D) those of every frame.
             cell_ids: (N,) int, each in 0..num_cells-1.
             pano_ids: (N,) unique names.
             lat: (N,) degrees.
@@ -104,7 +110,7 @@ class GeocellIndex:
             [pa.array(ids[order], pa.string()), lats[order], lons[order], cells[order].astype(np.int32)],
             schema=_ROWS_SCHEMA,
         )
-        dim = x.shape[1]
+        dim, num_frames = x.shape[-1], x.shape[1] if x.ndim == 3 else 1
         quantiser = faiss.IndexFlatIP(dim)  # stays empty: the classifier does its work
         ivf: Any
         if storage == "fp16":
@@ -115,10 +121,11 @@ class GeocellIndex:
             ivf = faiss.IndexIVFFlat(quantiser, dim, num_cells, faiss.METRIC_INNER_PRODUCT)
         ivf.by_residual = False  # cell centres are not in the embedding space
         ivf.is_trained = True
-        sorted_x = np.ascontiguousarray(x[order])
-        row_numbers = np.arange(len(x), dtype=np.int64)
-        lists = np.ascontiguousarray(cells[order], dtype=np.int64)
-        ivf.add_core(len(x), faiss.swig_ptr(sorted_x), faiss.swig_ptr(row_numbers), faiss.swig_ptr(lists))
+        # FAISS counts vectors: number n belongs to row n // V.
+        sorted_x = np.ascontiguousarray(x[order]).reshape(-1, dim)
+        row_numbers = np.arange(len(sorted_x), dtype=np.int64)
+        lists = np.repeat(cells[order].astype(np.int64), num_frames)
+        ivf.add_core(len(sorted_x), faiss.swig_ptr(sorted_x), faiss.swig_ptr(row_numbers), faiss.swig_ptr(lists))
         return cls(ivf, rows)
 
     def search(
@@ -127,18 +134,39 @@ class GeocellIndex:
         """The nearest references of each query inside its own cells, by inner product.
 
         Args:
-            queries: (B, D) embeddings of unit norm.
-            cells: (B, K) int; -1 is no cell. Empty cells give nothing. A cell named twice gives its rows twice.
+            queries: (B, D) embeddings of unit norm, or (B, V', D) several for each query.
+            cells: (B, K) int, none twice; -1 is no cell. Empty cells give nothing.
             num_neighbours: M, how many at most.
             num_threads: OpenMP threads of this process from here on; None leaves them as they are.
 
         Returns:
             rows: (B, M) int64, best first, positions in `pano_ids`; -1 where there is nothing more.
-            scores: (B, M), cosines for unit vectors; -inf where the row is -1.
+            scores: (B, M), cosines for unit vectors, the largest over all pairs of a query's and a reference's vectors;
+                -inf where the row is -1.
 
         Raises:
             ValueError: queries of another width or not finite, cells out of range, fewer than one neighbour.
         """
+        several = np.asarray(queries, dtype=np.float32)
+        if several.ndim == 3 or self.num_frames > 1:
+            return self._search_pairs(several, cells, num_neighbours, num_threads)
+        return self._search_vectors(several, cells, num_neighbours, num_threads)
+
+    def _search_pairs(
+        self, queries: NDArray[np.float32], cells: ArrayLike, num_neighbours: int, num_threads: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The search over all pairs of a query's vectors (B, V', D) and a reference's; see the module's text."""
+        asking = queries.shape[1] if queries.ndim == 3 else 1
+        least = (num_neighbours - 1) * self.num_frames + 1
+        flat = queries.reshape(-1, queries.shape[-1])
+        found, scores = self._search_vectors(flat, np.repeat(np.asarray(cells), asking, axis=0), least, num_threads)
+        rows = np.where(found < 0, -1, found // self.num_frames).reshape(-1, asking * least)
+        return _best_rows(rows, scores.reshape(rows.shape), num_neighbours)
+
+    def _search_vectors(
+        self, queries: NDArray[np.float32], cells: ArrayLike, num_neighbours: int, num_threads: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest vectors (B, M) of single query vectors (B, D), by their number in FAISS."""
         x, wanted = _check_queries(queries, cells, num_neighbours, self.dim, self.num_cells)
         rows = np.full((len(x), num_neighbours), -1, dtype=np.int64)
         scores = np.full((len(x), num_neighbours), -np.inf, dtype=np.float32)
@@ -159,16 +187,16 @@ class GeocellIndex:
         return rows, scores
 
     def vectors(self) -> NDArray[np.float32]:
-        """(N, D) embeddings as stored (fp16 storage: rounded to it), in index order; N x D x 4 bytes of memory."""
-        found = np.empty((len(self), self.dim), dtype=np.float32)
+        """(N, D), or (N, V, D) for V > 1, embeddings as stored (fp16 storage: rounded to it), in index order."""
+        found = np.empty((len(self) * self.num_frames, self.dim), dtype=np.float32)
         lists = self._ivf.invlists
-        starts = np.searchsorted(self.cell_ids, np.arange(self.num_cells + 1))
+        starts = self.num_frames * np.searchsorted(self.cell_ids, np.arange(self.num_cells + 1))
         for cell in np.unique(self.cell_ids):
             start, stop = starts[cell], starts[cell + 1]
             codes = faiss.rev_swig_ptr(lists.get_codes(int(cell)), int((stop - start) * lists.code_size))
             stored = np.float16 if lists.code_size == 2 * self.dim else np.float32
             found[start:stop] = codes.view(stored).reshape(-1, self.dim)
-        return found
+        return found if self.num_frames == 1 else found.reshape(-1, self.num_frames, self.dim)
 
     def save(self, folder: str | Path) -> None:
         """Write `index.faiss` and `rows.parquet` into an existing or new local folder."""
@@ -258,6 +286,18 @@ def exact_search(
     return rows, scores
 
 
+def _best_rows(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], num: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(B, num) different rows, best first, each with its best score, of (B, L) with repetitions; -1 and -inf fill."""
+    order = np.lexsort((-scores, rows), axis=1)
+    rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    scores[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :num]
+    scores = np.take_along_axis(scores, best, axis=1)
+    return np.where(np.isneginf(scores), -1, np.take_along_axis(rows, best, axis=1)), scores
+
+
 def check_digest(path: Path, expected: str | None, remedy: str) -> None:
     """Refuse a file whose sha256 is not the expected one in hex; `remedy` ends the message.
 
@@ -278,13 +318,13 @@ def check_digest(path: Path, expected: str | None, remedy: str) -> None:
 def _check_references(
     x: NDArray[np.float32], cells: NDArray[Any], ids: NDArray[Any], lat: Floats, lon: Floats, num_cells: int
 ) -> None:
-    if x.ndim != 2 or x.shape[1] == 0 or any(a.shape != x.shape[:1] for a in (cells, ids, lat, lon)):
+    if x.ndim not in (2, 3) or 0 in x.shape[1:] or any(a.shape != x.shape[:1] for a in (cells, ids, lat, lon)):
         raise ValueError(
-            f"vectors must be (N, D) with N cells, ids and positions; got {x.shape}, cells {cells.shape}, "
+            f"vectors must be (N, D) or (N, V, D) with N cells, ids and positions; got {x.shape}, cells {cells.shape}, "
             f"ids {ids.shape}, lat {lat.shape}, lon {lon.shape}."
         )
     if not np.isfinite(x).all():
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
         raise ValueError(f"{len(bad)} embeddings are not finite, first {ids[bad[0]]!r}; embed these panoramas again.")
     if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
         raise ValueError("A reference without a position is of no use as an answer; leave those rows out.")
@@ -329,10 +369,12 @@ def _check_pair(ivf: Any, rows: pa.Table, folder: Path) -> None:
     cells = rows["cell_id"].to_numpy()
     lists: Any = ivf.invlists
     sizes = np.array([lists.list_size(cell) for cell in range(ivf.nlist)])
-    if len(rows) != ivf.ntotal or (len(cells) and (cells.min() < 0 or cells.max() >= ivf.nlist)):
+    num_frames = max(1, ivf.ntotal // max(1, len(rows)))
+    if num_frames * len(rows) != ivf.ntotal or (len(cells) and (cells.min() < 0 or cells.max() >= ivf.nlist)):
         fits = False
     else:
-        fits = bool((np.diff(cells) >= 0).all() and (np.bincount(cells, minlength=ivf.nlist) == sizes).all())
+        wanted = num_frames * np.bincount(cells, minlength=ivf.nlist)
+        fits = bool((np.diff(cells) >= 0).all() and (wanted == sizes).all())
     if not fits:
         raise ValueError(
             f"{folder / INDEX_FILE} ({ivf.ntotal} vectors) and {folder / ROWS_FILE} ({len(rows)} rows) are not from "

@@ -52,6 +52,7 @@ PANORAMAS = pa.schema(
         pa.field("image_uri", pa.string(), nullable=False),
         pa.field("source", pa.string()),
         pa.field("licence", pa.string()),
+        pa.field("author", pa.string()),
         # One panorama that arrived as several images, one per heading: all of them, clockwise from the smallest.
         pa.field("bearing_uri", pa.list_(pa.string())),
         pa.field("bearing_deg", pa.list_(pa.float64())),
@@ -83,16 +84,41 @@ PREDICTIONS = pa.schema(
 )
 
 
-def captions_schema() -> pa.Schema:
-    """The panorama columns, the caption and its length in tokens of ViCLIP's tokenizer."""
-    return PANORAMAS.append(pa.field("caption", pa.string())).append(pa.field("caption_num_tokens", pa.int32()))
+def captions_schema(*, asked: bool = False) -> pa.Schema:
+    """The panorama columns, the caption and its length in tokens of CLIP's tokenizer, which is ViCLIP's too.
+
+    Captions that a model was asked for also have ``caption_detail`` (the first of two steps, else empty),
+    ``caption_model``, the tokens that the model read and wrote, and ``caption_leaks``, place names joined by "; ".
+    """
+    schema = PANORAMAS.append(pa.field("caption", pa.string())).append(pa.field("caption_num_tokens", pa.int32()))
+    if asked:
+        for name in ("caption_detail", "caption_model", "caption_leaks"):
+            schema = schema.append(pa.field(name, pa.string()))
+        for name in ("caption_prompt_tokens", "caption_completion_tokens"):
+            schema = schema.append(pa.field(name, pa.int32()))
+    return schema
 
 
-def embeddings_schema(image_dim: int, text_dim: int) -> pa.Schema:
-    """The caption columns, the content hash, and one unit-norm float32 list of fixed size per modality."""
+def embeddings_schema(image_dim: int, text_dim: int, num_frames: int = 0) -> pa.Schema:
+    """The caption columns, the content hash, and one unit-norm float32 list of fixed size per modality.
+
+    ``caption_truncated`` says whether the text encoder saw less than the whole caption. ``image_embedding`` is the
+    panorama's one vector, whatever the fusion. With `num_frames` there is also ``frame_embeddings``, a list of
+    V x D float32: the unit vectors of the V frames one after the other (row-major), for the fusions that put off the
+    choice between frames (max_sim, attention).
+
+    Args:
+        image_dim: D of images.
+        text_dim: D of captions; 1 for an encoder without a text tower, whose text embedding is one zero.
+        num_frames: V when the vector of each frame is kept, 0 when it is not.
+    """
     schema = captions_schema().append(pa.field("content_hash", pa.string()))
+    schema = schema.append(pa.field("caption_truncated", pa.bool_()))
     schema = schema.append(pa.field("image_embedding", pa.list_(pa.float32(), image_dim)))
-    return schema.append(pa.field("text_embedding", pa.list_(pa.float32(), text_dim)))
+    schema = schema.append(pa.field("text_embedding", pa.list_(pa.float32(), text_dim)))
+    if num_frames:
+        schema = schema.append(pa.field("frame_embeddings", pa.list_(pa.float32(), num_frames * image_dim)))
+    return schema
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

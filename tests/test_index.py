@@ -166,6 +166,52 @@ def test_an_index_without_references_answers_nothing(tmp_path: Path) -> None:
     assert GeocellIndex.load(tmp_path).search(np.ones((0, 4)), np.empty((0, 1)), 2)[0].shape == (0, 2)
 
 
+def several(num: int, num_frames: int, seed: int) -> np.ndarray:
+    """(num, V, D) unit vectors; the frames of one panorama resemble each other, so that lists are crowded by few."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((num, 1, DIM))
+    frames = 1.5 * common + rng.standard_normal((num, num_frames, DIM))
+    return (frames / np.linalg.norm(frames, axis=2, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("num_frames", "asking"), [(4, 4), (8, 3), (1, 5), (3, 1)])
+def test_the_best_pair_of_frames_decides_and_exactly(tmp_path: Path, num_frames: int, asking: int) -> None:
+    """Against all pairs in a loop; a cell of few references is emptied, so lists run out too."""
+    data = references(240)
+    data["vectors"] = several(240, num_frames, 5)
+    index = GeocellIndex.build(**data, num_cells=NUM_CELLS, storage="fp32")
+    queries, cells = several(20, asking, 6), some_queries(20)[1]
+    cells[3, 2:], cells[4] = -1, [1, 3, 5, 7, 9]  # odd cells are empty
+    for num in (1, 5, 40):
+        rows, scores = index.search(queries, cells, num)
+        for b in range(20):
+            members = [n for n in range(240) if data["cell_ids"][n] in cells[b]]
+            best = {n: max(float(f @ q) for f in data["vectors"][n] for q in queries[b]) for n in members}
+            expected = sorted(members, key=lambda n: -best[n])[:num]
+            found = [data["pano_ids"].index(index.pano_ids[row]) for row in rows[b] if row >= 0]
+            assert found == expected
+            np.testing.assert_allclose(scores[b, : len(found)], [best[n] for n in expected], atol=1e-6)
+            assert np.isneginf(scores[b, len(found) :]).all()
+    assert (index.search(queries, cells, 40)[0] < 0).any(axis=1).all()
+    index.save(tmp_path)
+    loaded = GeocellIndex.load(tmp_path, digests(tmp_path))
+    assert (len(loaded), loaded.num_frames) == (240, num_frames)
+    where = [data["pano_ids"].index(name) for name in loaded.pano_ids]
+    np.testing.assert_array_equal(
+        loaded.vectors(), data["vectors"][where].squeeze(1) if num_frames == 1 else data["vectors"][where]
+    )
+    np.testing.assert_array_equal(loaded.search(queries, cells, 5)[0], index.search(queries, cells, 5)[0])
+
+
+def test_one_query_vector_asks_an_index_of_frames() -> None:
+    data = references(60)
+    data["vectors"] = several(60, 4, 7)
+    index = GeocellIndex.build(**data, num_cells=NUM_CELLS)
+    row, score = index.search(data["vectors"][:, 2], data["cell_ids"][:, None], 1)
+    assert [index.pano_ids[r] for r in row[:, 0]] == data["pano_ids"]
+    np.testing.assert_allclose(score, 1, atol=2e-3)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_queries_that_are_not_finite_are_refused(bad: float) -> None:
     data = references(50)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from hedwig import storage
 from hedwig.config import validate_experiment
-from hedwig.pipelines.encode import _half_size_drift, slicing_of
+from hedwig.pipelines.encode import _count_truncated, _half_size_drift, slicing_of
 from hedwig.pipelines.run import Run
 from hedwig.schema import captions_schema
 
@@ -37,8 +37,18 @@ def test_half_size_decoding_reports_how_far_its_embeddings_drift(run):
     assert 0.9 < drift["min_cosine"] <= drift["mean_cosine"] < 1.0  # near, and measurably not the same
 
 
-def test_frames_have_the_encoders_size_and_number(run):
-    assert slicing_of(run, run.experiment.encoder).frame_px == 64
-    settings = {"output": "x", "encoder": {"name": "viclip-tiny"}, "slicing": {"num_frames": 4}}
-    with pytest.raises(ValueError, match=r"slicing.num_frames is 4, and viclip-tiny takes 8"):
-        slicing_of(Run(validate_experiment(settings)), validate_experiment(settings).encoder)
+@pytest.mark.parametrize(("name", "num_frames", "frame_px"), [("viclip-tiny", 4, 64), ("timm:test_vit", 10, 160)])
+def test_frames_have_the_encoders_size_and_the_number_asked_for(run, name, num_frames, frame_px):
+    settings = {"output": "x", "encoder": {"name": name}, "slicing": {"num_frames": num_frames}}
+    other = Run(validate_experiment(settings))
+    slicing = slicing_of(other, other.experiment.encoder)
+    assert (slicing.frame_px, slicing.num_frames) == (frame_px, num_frames)
+
+
+def test_captions_that_lost_their_end_are_counted_and_told(run, caplog):
+    table = pa.table({"pano_id": list("abcd"), "caption_truncated": [True, False, None, True]})
+    storage.write_table(storage.join(run.folder("embed"), "part-0.parquet"), table)
+    with caplog.at_level("WARNING"):
+        assert _count_truncated(run, "embed", run.experiment.encoder) == 2
+    assert "2 of 4 captions are longer than what viclip-tiny reads" in caplog.text
+    assert "long_captions=chunks" in caplog.text

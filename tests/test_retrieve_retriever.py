@@ -227,3 +227,66 @@ def test_values_that_are_not_finite_are_refused() -> None:
     world.queries[4] = np.nan
     with pytest.raises(ValueError, match="first row 4"):
         world.retrieve()
+
+
+def test_frames_are_asked_by_their_best_pair_and_cells_by_the_mean() -> None:
+    torch.manual_seed(1)
+    world, num_frames = World(), 3
+    rng = np.random.default_rng(2)
+    references = unit(rng.standard_normal((len(world.cells), num_frames, DIM)))
+    index = GeocellIndex.build(
+        references, world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, storage="fp32"
+    )
+    frames = unit(rng.standard_normal((25, num_frames, DIM)))
+    mean = unit(frames.mean(axis=1))
+    config = GeolocatorConfig(image_dim=DIM, text_dim=4, use_text=False, projection_dim=8, num_cells=NUM_CELLS)
+    geolocator = Geolocator(config).eval()
+    knobs: dict[str, Any] = {"embedding": "image", "num_cells": 4, "num_neighbours": 3, "log_prob_weight": 0.2}
+    retriever = Retriever(geolocator, index, world.cell_lat, world.cell_lon, **knobs)
+    text = np.zeros((25, 4), np.float32)
+    flat = frames.reshape(25, -1)
+    with torch.inference_mode():
+        logits = geolocator(torch.from_numpy(mean))[1].numpy()
+    for b, found in enumerate(retriever.predict(mean, text, world.names, frames=flat)):
+        probs = softmax(logits[b].astype(float))
+        cells = np.argsort(-probs)[:4]
+        assert list(found.cell_ids) == cells.tolist()
+        members = np.flatnonzero(np.isin(world.cells, cells))
+        pairs = np.einsum("nvd,wd->nvw", references[members], frames[b]).max(axis=(1, 2))
+        score = pairs + 0.2 * np.log(probs[world.cells[members]])
+        best = members[np.argsort(-score)[:3]]
+        assert list(found.neighbour_ids) == [world.ids[n] for n in best]
+        np.testing.assert_allclose(found.neighbour_scores, np.sort(score)[::-1][:3], atol=1e-6)
+    with pytest.raises(ValueError, match="no frame_embeddings; run `hedwig embed`"):
+        retriever.predict(mean, text, world.names)
+    with pytest.raises(ValueError, match="3 vectors per panorama and embedding is 'projected'"):
+        Retriever(geolocator, index, world.cell_lat, world.cell_lon)
+
+
+@pytest.mark.parametrize("embedding", ["projected", "image"])
+def test_pooled_frames_take_the_place_of_the_image(embedding: Any) -> None:
+    torch.manual_seed(3)
+    world, num_frames = World(), 4
+    form = {"image_dim": DIM, "text_dim": 4, "use_text": True, "projection_dim": DIM, "num_cells": NUM_CELLS}
+    pooling, plain = (
+        Geolocator(GeolocatorConfig(**form, num_frames=num_frames)).eval(),
+        Geolocator(GeolocatorConfig(**form)),
+    )
+    with torch.no_grad():
+        pooling.query.copy_(0.2 * torch.randn(DIM))
+    plain.load_state_dict({key: value for key, value in pooling.state_dict().items() if key != "query"})
+    rng = np.random.default_rng(4)
+    frames, text = unit(rng.standard_normal((25, num_frames, DIM))), unit(rng.standard_normal((25, 4)))
+    pooled = pooling.pool(torch.from_numpy(frames)).detach().numpy()
+    asked = Retriever(pooling, world.index, world.cell_lat, world.cell_lon, embedding=embedding)
+    expected = Retriever(plain.eval(), world.index, world.cell_lat, world.cell_lon, embedding=embedding)
+    nothing = np.zeros((25, DIM), np.float32)  # the mean vector is not read
+    batch = {
+        "pano_id": np.array(world.names, dtype=object), "image_embedding": nothing, "text_embedding": text,
+        "frame_embeddings": frames.reshape(25, -1),
+    }  # fmt: skip
+    out, wanted = asked(batch), expected.predict(pooled, text, world.names)
+    for b in range(25):
+        assert out["cell_ids"][b].tolist() == list(wanted[b].cell_ids)
+        assert out["neighbour_ids"][b].tolist() == list(wanted[b].neighbour_ids)
+        np.testing.assert_allclose(out["neighbour_scores"][b], wanted[b].neighbour_scores, atol=1e-5)

@@ -178,3 +178,31 @@ def test_two_encoders_in_one_fit_survive_a_crash(cache, tmp_path, ray_session, m
     for name in options["encoders"]:
         assert crashed[name]["epoch"] == 1
         assert crashed[name]["val_loss"] == pytest.approx(undisturbed[name]["val_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "temporal", "num_frames"),
+    [("viclip", "select", 4), ("viclip", "select", 1), ("viclip", "interpolate", 4), ("mean", "select", 4)],
+)
+def test_an_encoder_is_trained_on_what_it_will_be_asked(cache, tmp_path, monkeypatch, fusion, temporal, num_frames):
+    """The loss of an untrained encoder is that of the vectors which the same encoder gives for these frames."""
+    rows = read_frames(cache)
+    rows = {key: values[:40] for key, values in rows.items()}
+    rows["frames"] = rows["frames"][:, :num_frames]
+    write_frames(str(tmp_path / "cache"), "a", rows)
+    seen = []
+    original = objective.Objective.forward
+
+    def forward(self, frames, ids):
+        out = original(self, frames, ids)
+        if not self.training:
+            seen.append(out[1].numpy())
+        return out
+
+    monkeypatch.setattr(objective.Objective, "forward", forward)
+    options = {"fusion": fusion, "temporal": temporal}
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # weights stay what they were
+    train(str(tmp_path / "cache"), tmp_path, epochs=1, batch_size=32, fusions={"viclip-tiny": options})
+    encoder = load_encoder("viclip-tiny", device="cpu", **options)
+    expected = encoder.encode_frames(rows["frames"][rows["split"] == "val"])
+    np.testing.assert_allclose(np.concatenate(seen), expected, atol=1e-5)

@@ -174,6 +174,41 @@ def test_caption_dropout_makes_the_head_work_without_captions(tmp_path):
     assert hits[0.5] > hits[0.0] + 0.05
 
 
+def test_the_pool_finds_the_frame_that_tells(tmp_path):
+    """One of four frames is a function of the position, marked by a constant; the mean of all drowns it in noise."""
+    rng = np.random.default_rng(8)
+    table = toy_table(tmp_path / "table")
+    telling = np.stack(pq.read_table(table)["image_embedding"].to_pylist())
+    frames = rng.normal(size=(600, 4, DIM))
+    frames /= np.linalg.norm(frames, axis=2, keepdims=True)
+    where = rng.integers(0, 4, 600)
+    mark = np.zeros((600, 4, 2))
+    mark[..., 0] = -1
+    mark[np.arange(600), where] = [1, 0]
+    frames[np.arange(600), where] = telling
+    frames = np.concatenate([frames, mark], axis=2)
+    frames = (frames / np.linalg.norm(frames, axis=2, keepdims=True)).astype(np.float32)
+    mean = frames.mean(axis=1)
+    columns = {"image_embedding": mean, "frame_embeddings": frames.reshape(600, -1)}
+    many = toy_table(tmp_path / "many", **columns)
+    options = {"use_text": False, "epochs": 30}
+    pooled = train(many, tmp_path / "a", image_column="frame_embeddings", num_frames=4, **options)
+    plain = train(many, tmp_path / "b", **options)
+    assert pooled["val_median_error_km"] < 0.7 * plain["val_median_error_km"]
+    model = Geolocator.load(tmp_path / "a" / "out")
+    chosen = (torch.from_numpy(frames) @ model.query.detach()).argmax(dim=1).numpy()
+    assert (chosen == where).mean() > 0.9
+    with pytest.raises(ValueError, match=r"72 numbers a row, which are not 5 vectors; run `hedwig embed` again"):
+        train(many, tmp_path / "c", image_column="frame_embeddings", num_frames=5, **options)
+
+
+def test_an_encoder_without_text_is_refused(tmp_path):
+    silent = toy_table(tmp_path / "table", text_embedding=np.zeros((600, 1), np.float32))
+    with pytest.raises(ValueError, match=r"reads no text. Set training.use_text=false"):
+        train(silent, tmp_path)
+    assert train(silent, tmp_path, epochs=1, use_text=False)["num_train"] == 480
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -123,8 +123,15 @@ def _stage_command(stage: str) -> Any:
 def embed(
     listing: Annotated[str, typer.Argument(help="Panorama listing (.csv, .parquet, folder), or an experiment .yaml")],
     overrides: Overrides = None,
-    model: Annotated[str, typer.Option("--model", help="Encoder, e.g. viclip-tiny, viclip-l14, clip-vit-l14")] = "",
-    weights: Annotated[str | None, typer.Option("--weights", help="Weights file; random weights without.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="viclip-*, clip-*, open_clip:ARCH, timm:ARCH, transformers:LABEL")
+    ] = "",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="File, folder or fetched name; random weights without.")
+    ] = None,
+    fusion: Annotated[str, typer.Option("--fusion", help="auto, viclip, mean, max_sim or attention")] = "auto",
+    num_frames: Annotated[int, typer.Option("--frames", min=1, max=64, help="Frames per panorama.")] = 8,
+    long_captions: Annotated[str, typer.Option("--long-captions", help="truncate or chunks")] = "truncate",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the embedding table.")] = None,
     captions: Annotated[str, typer.Option("--captions", help="template or none")] = "template",
     layout: Annotated[str, typer.Option("--layout", help="panoramas, or bearings: one row per heading")] = "panoramas",
@@ -132,6 +139,8 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Embed the panoramas of a listing into one table.
+
+    With --fusion max_sim or attention the table also holds frame_embeddings: the vector of every frame.
 
     Example: hedwig embed listing.csv --model viclip-tiny --out runs/embeddings
     """
@@ -150,8 +159,12 @@ def embed(
         "name": "embed",
         "output": str(out / ".work"),
         "data": {"panoramas": listing, "layout": layout, "split": {"method": "column"}, "max_rejected": 0.999999},
-        "encoder": {"name": model, "weights": weights},
+        "slicing": {"num_frames": num_frames},
+        "encoder": {"name": model, "weights": weights, "fusion": fusion, "long_captions": long_captions},
         "captions": {"source": captions},
+        # Only the table is made: what a head or an index would say to these vectors does not matter here.
+        "training": {"use_text": False},
+        "index": {"embedding": "image"},
     }
     x = validate_experiment(settings, where="The command line")
     with Progress() as progress:

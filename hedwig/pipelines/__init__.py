@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from hedwig import storage
 from hedwig.config import Experiment, load_experiment
+from hedwig.pipelines.checks import check_encoders
 from hedwig.pipelines.cluster import ray_running
 from hedwig.pipelines.report import report
 from hedwig.pipelines.rows import TooManyRejected
@@ -30,7 +31,8 @@ def plan(experiment: Experiment, first: str | None = None, last: str | None = No
     """The stages that this experiment needs, in order, from `first` to `last`, both included.
 
     Raises:
-        ValueError: no such stage, or one that this experiment does not have.
+        FileNotFoundError: weights that these stages need are not there.
+        ValueError: no such stage, or one that this experiment does not have; or encoder settings that cannot work.
     """
     x = experiment
     absent = {
@@ -48,6 +50,7 @@ def plan(experiment: Experiment, first: str | None = None, last: str | None = No
     end = stages.index(last) + 1 if last else len(stages)
     if begin >= end:
         raise ValueError(f"--from {first} comes after --until {last}; the order is {', '.join(stages)}.")
+    check_encoders(x, stages[begin:end])
     return stages[begin:end]
 
 

@@ -119,6 +119,8 @@ def _apply(stage: Any, batch: Batch, size: int) -> tuple[Batch, list[str | None]
         result = stage(dict(batch))
         failure = result.pop(FAILURE, None)
         return result, [None] * size if failure is None else list(failure)
+    except PermissionError:
+        raise  # a service that answers nobody with this key: no row will do better, so the job stops
     except (ValueError, OSError, ArithmeticError, TypeError, IndexError, KeyError, RuntimeError) as error:
         if size == 1:
             return batch, [f"{type(stage).__name__} failed: {type(error).__name__}: {error}"]

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from hedwig import storage
 from hedwig.config import Experiment
+from hedwig.pipelines.caption import captions
+from hedwig.pipelines.checks import check_encoders
 from hedwig.pipelines.cluster import ray_running
-from hedwig.pipelines.encode import captions, embeddings
+from hedwig.pipelines.encode import embeddings
 from hedwig.pipelines.listing import panoramas
 from hedwig.pipelines.run import Run
 
@@ -36,6 +38,7 @@ def embed_listing(
     Returns:
         The manifest of `out`: rows of the listing in, rows of the table out, and every rejected row of any stage.
     """
+    check_encoders(experiment, _STAGES)
     run = Run(experiment, progress=progress)
     with ray_running(experiment.cluster):
         made = [panoramas(run), captions(run), embeddings(run)]
@@ -62,6 +65,7 @@ def embed_listing(
         num_out=made[-1].num_out,
         num_rejected=sum(m.num_rejected for m in made),
         rejected_reasons=dict(reasons.most_common()),
+        details=made[-1].details,
         seconds=sum(m.seconds for m in made),
     )
 

@@ -1,7 +1,12 @@
-"""The stages that flow row by row: captions, the frames cache, embeddings and the baseline's embeddings.
+"""The stages that cut frames and flow row by row: the frames cache, embeddings and the baseline's embeddings.
 
 All cut the same frames in the same way, as `hedwig.retrieve` will cut a query's; each is one chain of stages in one
 actor pool, so that image bytes and frames never travel.
+
+Frames and fusion are two settings. ``slicing.num_frames`` is how many frames are cut, 1 to 64: where ViCLIP fuses
+them (``encoder.fusion=viclip``) it chooses its eight among them or interpolates (``encoder.temporal``); any other
+fusion looks at every frame alone. So the ablation *frames 1/4/8/10* is ``slicing.num_frames``, and *panorama or
+individual images* is ``encoder.fusion``: viclip sees the frames as one panorama, mean sees each by itself and averages.
 """
 
 from __future__ import annotations
@@ -13,25 +18,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hedwig import storage
-from hedwig.captions import TemplateCaptioner, captioner_options
 from hedwig.config import EncoderConfig
-from hedwig.embed import Embedder
-from hedwig.models.encoder import encoder_sizes, load_encoder
+from hedwig.embed import Embedder, FrameEmbedder
+from hedwig.models.encoder import load_encoder
+from hedwig.models.fetched import resolve_weights
 from hedwig.models.weights import weights_file
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.pipelines.chain import Chain, Step, columns_to_batch
+from hedwig.pipelines.checks import keeps_frames, sizes_of, weights_of
 from hedwig.pipelines.rows import RowsTask, map_rows
 from hedwig.pipelines.run import Run
-from hedwig.schema import captions_schema, embeddings_schema
+from hedwig.schema import embeddings_schema
 from hedwig.sources import ImageReader
 from hedwig.training.frames import frames_schema
 
-__all__ = ["baseline", "captions", "embeddings", "frames", "rows_stage", "slicing_of", "trains_baseline"]
+__all__ = ["baseline", "embeddings", "frames", "rows_stage", "slicing_of", "trains_baseline"]
 
 logger = logging.getLogger(__name__)
 Manifest = storage.Manifest
@@ -40,11 +45,7 @@ DRIFT_PROBES = 8
 
 def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
     """The slicing section with the frame size that the encoder takes."""
-    frame_px, num_frames, _ = encoder_sizes(encoder.name)
-    settings = run.experiment.slicing.model_dump()
-    if settings["num_frames"] != num_frames:
-        raise ValueError(f"slicing.num_frames is {settings['num_frames']}, and {encoder.name} takes {num_frames}.")
-    return Slicing(**settings, frame_px=frame_px)
+    return Slicing(**run.experiment.slicing.model_dump(), frame_px=sizes_of(encoder).frame_px)
 
 
 def _slicing_steps(run: Run, encoder: EncoderConfig) -> list[Step]:
@@ -57,29 +58,6 @@ def _slicing_steps(run: Run, encoder: EncoderConfig) -> list[Step]:
 
 def _slicing_config(run: Run, encoder: EncoderConfig) -> dict[str, Any]:
     return asdict(slicing_of(run, encoder))
-
-
-class _NoCaptions:
-    """Every caption empty: the head is fed the image alone, and the text embedding is zero."""
-
-    reads = ("frames",)
-    writes = ("caption", "caption_num_tokens")
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        size = len(batch["frames"])
-        captions = np.full(size, "", dtype=object)
-        return {**batch, "caption": captions, "caption_num_tokens": np.zeros(size, dtype=np.int32)}
-
-
-def captions(run: Run) -> Manifest:
-    """One caption per panorama."""
-    x = run.experiment
-    steps = _slicing_steps(run, x.encoder)
-    slicing = _slicing_config(run, x.encoder)
-    template = Step(TemplateCaptioner, captioner_options(slicing))
-    steps.append(template if x.captions.source == "template" else Step(_NoCaptions))
-    config = {"captions": x.captions.model_dump(mode="json"), "slicing": slicing}
-    return rows_stage(run, "caption", "captions", "panoramas", steps, captions_schema(), config)
 
 
 def rows_stage(
@@ -130,15 +108,23 @@ def trains_baseline(run: Run) -> bool:
 
 def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> Manifest:
     x = run.experiment
-    # Inside the run, weights are named relative to it: a run folder may be moved.
-    given = storage.resolve(encoder.weights) if encoder.weights is not None else None
-    weights = f"{os.path.basename(run.folder('encoder'))}/{encoder.name}" if trained else given
-    place = storage.join(storage.resolve(x.output), weights) if trained and weights else given
-    model = {"name": encoder.name, "weights": weights, "seed": encoder.seed, "dtype": encoder.dtype}
+    slicing, spec = slicing_of(run, encoder), sizes_of(encoder)
+    # Inside the run, weights are named relative to it, for a run folder may be moved; fetched ones by their name.
+    weights = f"{os.path.basename(run.folder('encoder'))}/{encoder.name}" if trained else weights_of(encoder)
+    place = storage.join(storage.resolve(x.output), weights) if trained and weights else weights
+    # All that changes a vector, and so all that a query must be embedded with.
+    options: dict[str, Any] = {
+        "seed": encoder.seed,
+        "dtype": encoder.dtype,
+        "fusion": encoder.fusion,
+        "temporal": encoder.temporal,
+        "long_captions": encoder.long_captions,
+    }
+    fetched = not trained and encoder.weights is not None and resolve_weights(encoder.weights) != encoder.weights
     config: dict[str, Any] = {
-        "encoder": model,
-        "slicing": _slicing_config(run, encoder),
-        "captions": x.captions.model_dump(mode="json"),
+        "encoder": {"name": encoder.name, "weights": encoder.weights if fetched else weights, **options},
+        "slicing": asdict(slicing),
+        "captions": {"source": x.captions.source},  # the rest is in the digest of captions/
     }
     inputs = run.inputs("caption", *(["encoder"] if trained else []))
     if place is not None and not trained:
@@ -146,24 +132,39 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
     arguments = {
         "encoder_name": encoder.name,
         "weights": place,
-        "seed": encoder.seed,
+        "sha256": None if trained else encoder.sha256,
         "device": encoder.device,
-        "dtype": encoder.dtype,
+        "compile": encoder.compile,
+        "num_frames": slicing.num_frames,
         "batch_size": x.embed.batch_size,
         "num_threads": x.embed.num_threads,
+        **options,
     }
-    steps = [*_slicing_steps(run, encoder), Step(Embedder, arguments)]
-    dim = encoder_sizes(encoder.name)[2]
-    schema = embeddings_schema(dim, dim)
+    frames_kept = slicing.num_frames if keeps_frames(encoder.fusion) else 0
+    steps = [*_slicing_steps(run, encoder), Step(FrameEmbedder if frames_kept else Embedder, arguments)]
+    schema = embeddings_schema(spec.image_dim, spec.text_dim, frames_kept)
 
     def details() -> dict[str, Any]:
-        model = load_encoder(encoder.name, weights=place, seed=encoder.seed, device="cpu", dtype=encoder.dtype)
+        model = load_encoder(encoder.name, weights=place, device="cpu", num_frames=slicing.num_frames, **options)
         record: dict[str, Any] = {"model_id": model.model_id, "weights_note": model.weights_note}
+        record["num_captions_truncated"] = _count_truncated(run, stage, encoder)
         if x.slicing.half_size:
             record["half_size_drift"] = _half_size_drift(run, encoder, arguments)
         return record
 
     return rows_stage(run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs, details=details)
+
+
+def _count_truncated(run: Run, stage: str, encoder: EncoderConfig) -> int:
+    """How many captions of the finished table the text encoder saw without their end; says so in the log."""
+    column = storage.read_table(run.folder(stage), ["caption_truncated"])["caption_truncated"]
+    num = int(pc.sum(column).as_py() or 0)
+    if num:
+        logger.warning(
+            "%s: %d of %d captions are longer than what %s reads and lost their end; long_captions=chunks reads them "
+            "whole, and captions.token_budget makes shorter ones", stage, num, len(column), encoder.name,
+        )  # fmt: skip
+    return num
 
 
 def _half_size_drift(run: Run, encoder: EncoderConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _half_size_drift(run: Run, encoder: EncoderConfig, arguments: Mapping[str, A
     for half_size in (True, False):
         slicing = replace(slicing_of(run, encoder), half_size=half_size)
         steps = [Step(ImageReader), Step(PanoramaSlicer, {"slicing": slicing}), Step(Embedder, arguments)]
-        done = Chain(steps, pa.schema([("image_embedding", pa.list_(pa.float32(), encoder_sizes(encoder.name)[2]))]))
+        done = Chain(steps, pa.schema([("image_embedding", pa.list_(pa.float32(), sizes_of(encoder).image_dim))]))
         vectors.append(columns_to_batch(done(table).filter(pc.is_null(pc.field("failure"))), ["image_embedding"]))
     cosines = (vectors[0]["image_embedding"] * vectors[1]["image_embedding"]).sum(axis=1)
     if len(cosines) == 0:

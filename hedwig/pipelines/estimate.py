@@ -11,6 +11,7 @@ import numpy as np
 from hedwig import storage
 from hedwig.config import Experiment
 from hedwig.pipelines import plan
+from hedwig.pipelines.checks import keeps_frames, weights_of
 from hedwig.pipelines.encode import slicing_of
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
 from hedwig.sources import check_listing, read_listing
@@ -51,17 +52,26 @@ def estimate(x: Experiment, first: str | None = None, last: str | None = None) -
 
 
 def _work(x: Experiment, num: int) -> dict[str, Any]:
-    from hedwig.models.encoder import load_encoder
+    from hedwig.models.encoder import ENCODER_NAMES, load_encoder
 
-    encoder = load_encoder(x.encoder.name, seed=x.encoder.seed, device=x.encoder.device)
-    frames = np.zeros((1, encoder.num_frames, encoder.frame_px, encoder.frame_px, 3), dtype=np.uint8)
+    num_frames = x.slicing.num_frames
+    encoder = load_encoder(
+        x.encoder.name,
+        weights=None if x.encoder.name in ENCODER_NAMES else weights_of(x.encoder),
+        seed=x.encoder.seed,
+        device=x.encoder.device,
+        fusion=x.encoder.fusion,
+        temporal=x.encoder.temporal,
+    )
+    frames = np.zeros((1, num_frames, encoder.frame_px, encoder.frame_px, 3), dtype=np.uint8)
     encoder.encode_frames(frames)
     began = time.perf_counter()
     encoder.encode_frames(frames)
     seconds = (time.perf_counter() - began) * num / max(1, x.embed.num_actors)
-    stored = num * (encoder.image_dim + encoder.text_dim) * 4
+    vectors = 1 + (num_frames if keeps_frames(encoder.fusion) else 0)
+    stored = num * (vectors * encoder.image_dim + encoder.text_dim) * 4
     return {
-        "frames": f"{num * encoder.num_frames} of {encoder.frame_px} px",
+        "frames": f"{num * num_frames} of {encoder.frame_px} px",
         "actors": f"{x.embed.num_actors} to {x.embed.max_actors or x.embed.num_actors} of {x.embed.num_cpus:g} CPU, "
         f"{x.embed.num_gpus:g} GPU",
         "embedding": f"{seconds:.0f} s with {encoder.name} (one panorama at a time here; batches are faster)",

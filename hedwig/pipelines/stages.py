@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from hedwig import storage
 from hedwig.geocells import Geocells, build_geocells
+from hedwig.pipelines.caption import captions
 from hedwig.pipelines.chain import Step, columns_to_batch
-from hedwig.pipelines.encode import baseline, captions, embeddings, frames, rows_stage, trains_baseline
+from hedwig.pipelines.checks import keeps_frames
+from hedwig.pipelines.encode import baseline, embeddings, frames, rows_stage, trains_baseline
 from hedwig.pipelines.listing import count_values, geography_of, panoramas
 from hedwig.pipelines.run import Run
 from hedwig.retrieve import Predictor, build_index
@@ -32,9 +35,11 @@ def encoder(run: Run) -> Manifest:
     x = run.experiment
     if x.encoder.train is None:
         raise ValueError("encoder.train is not set: the encoder's weights are given, there is nothing to train.")
-    names = [x.encoder.name] + ([x.evaluate.baseline.name] if trains_baseline(run) and x.evaluate.baseline else [])
+    encoders = [x.encoder] + ([x.evaluate.baseline] if trains_baseline(run) and x.evaluate.baseline else [])
+    names = [encoder.name for encoder in encoders]
+    fusions = {encoder.name: {"fusion": encoder.fusion, "temporal": encoder.temporal} for encoder in encoders}
     options = x.encoder.train.model_dump()
-    config = {"encoders": names, "training": options}
+    config = {"encoders": names, "fusions": fusions, "training": options}
     inputs = run.inputs("frames")
 
     def build() -> Manifest:
@@ -44,6 +49,7 @@ def encoder(run: Run) -> Manifest:
                 frames=str(source),
                 output=str(target),
                 encoders=names,
+                fusions=fusions,
                 scratch=_scratch(run),
                 run_name=_run_name("encoder", config, inputs),
                 **options,
@@ -110,6 +116,10 @@ def geolocator(run: Run) -> Manifest:
     """Projection and geocell classifier, trained by Ray Train."""
     options = run.experiment.training.model_dump()
     inputs = run.inputs("embed", "geocells")
+    fusion, num_frames = _frames_of(run)
+    pooled: dict[str, Any] = (
+        {"image_column": "frame_embeddings", "num_frames": num_frames} if fusion == "attention" else {}
+    )
 
     def build() -> Manifest:
         started = time.monotonic()
@@ -125,6 +135,7 @@ def geolocator(run: Run) -> Manifest:
                 scratch=_scratch(run),
                 run_name=_run_name("geolocator", options, inputs),
                 **options,
+                **pooled,
             )
         splits = count_values(storage.read_table(run.folder("embed"), ["split"])["split"])
         num = splits.get("train", 0) + splits.get("val", 0)
@@ -136,11 +147,20 @@ def geolocator(run: Run) -> Manifest:
     return run.make("train", "geolocator", options, inputs, build)
 
 
+def _frames_of(run: Run) -> tuple[str, int]:
+    """The fusion that the embedding table was made with, whatever the experiment says now, and its V."""
+    manifest = storage.read_manifest(run.folder("embed"))
+    config: Mapping[str, Any] = manifest.config if manifest else {}
+    return config.get("encoder", {}).get("fusion", "auto"), config.get("slicing", {}).get("num_frames", 0)
+
+
 def index(run: Run) -> Manifest:
     """The training panoramas in FAISS lists that are the geocells, and the radius calibrated on validation rows."""
     x = run.experiment
     config = {**x.index.model_dump(mode="json"), "retrieve": x.retrieve.model_dump(mode="json")}
     inputs = run.inputs("embed", "geocells", "train")
+    fusion, _ = _frames_of(run)
+    vectors = ["image_embedding", "text_embedding"] + (["frame_embeddings"] if keeps_frames(fusion) else [])
 
     def build() -> Manifest:
         started = time.monotonic()
@@ -149,13 +169,13 @@ def index(run: Run) -> Manifest:
             storage.local_copy(run.folder("train")) as head,
             storage.writing(run.folder("index")) as target,
         ):
-            rows = columns_to_batch(
-                storage.read_table(run.folder("embed")),
-                ["pano_id", "lat", "lon", "split", "image_embedding", "text_embedding"],
-            )
+            columns = ["pano_id", "lat", "lon", "split", *vectors]
+            table = storage.read_table(run.folder("embed"), columns)
+            rows = columns_to_batch(table.filter(pc.is_in(table["split"], pa.array(["train", "val"]))), columns)
             details = build_index(
-                rows, Geocells.load(cells), head, target, **x.index.model_dump(), retrieve=x.retrieve.model_dump()
-            )
+                rows, Geocells.load(cells), head, target, **x.index.model_dump(), retrieve=x.retrieve.model_dump(),
+                each_frame=fusion == "max_sim",
+            )  # fmt: skip
         num = int(details["num_vectors"])
         return storage.publish(
             run.folder("index"), kind="index", config=config, inputs=inputs, num_in=num, num_out=num,

@@ -37,29 +37,39 @@ def build_index(
     embedding: Literal["projected", "image"],
     storage: Literal["fp16", "fp32"],
     retrieve: Mapping[str, Any],
+    each_frame: bool = False,
 ) -> dict[str, Any]:
     """Write the index and its calibration into `target`.
 
     Args:
-        rows: ``pano_id, lat, lon, split``, ``image_embedding`` (N, Di) and ``text_embedding`` (N, Dt) of all panoramas.
+        rows: ``pano_id, lat, lon, split``, ``image_embedding`` (N, Di) and ``text_embedding`` (N, Dt) of the training
+            and validation panoramas (others are ignored); ``frame_embeddings`` (N, V·Di) where frames are pooled or
+            compared.
         cells: the geocells.
         head: folder of the trained geolocator.
         target: local folder to write into.
         embedding: what to index: the head's projection, or the image embedding as it is.
         storage: bytes per component.
         retrieve: keyword arguments of `Retriever` that the calibration is for.
+        each_frame: index every frame's vector (max_sim); `embedding` must be "image".
 
     Returns:
         ``num_vectors, self_retrieval, radius_scale, num_calibration``.
 
     Raises:
-        ValueError: there are no training rows, or they do not find themselves: vectors and names have slipped.
+        ValueError: there are no training rows, or they do not find themselves: vectors and names have slipped; or
+            frames are to be indexed as projections.
     """
+    if each_frame and embedding != "image":
+        raise ValueError(
+            f"index.embedding is {embedding!r}, and max_sim compares the frames' own vectors, which have no "
+            "projection; set index.embedding=image."
+        )
     geolocator = Geolocator.load(head)
     train, val = rows["split"] == "train", (rows["split"] == "val") & np.isfinite(rows["lat"])
     if not train.any():
         raise ValueError("No training panorama was embedded; there is nothing to search in.")
-    vectors = _vectors(geolocator, rows, train, embedding)
+    vectors = _vectors(geolocator, rows, train, embedding, each_frame)
     lat, lon, names = rows["lat"][train], rows["lon"][train], rows["pano_id"][train]
     members = cells.assign(lat, lon)
     num_cells = len(cells.table)
@@ -67,7 +77,7 @@ def build_index(
     found, _ = index.search(vectors[:_BATCH], members[:_BATCH, None], 1)
     error_km = haversine_km(lat[:_BATCH], lon[:_BATCH], index.lat[found[:, 0]], index.lon[found[:, 0]])
     share = float((error_km < 1e-6).mean())
-    twins = 1 - len(np.unique(vectors.round(3), axis=0)) / len(vectors)
+    twins = 1 - len(np.unique(vectors.round(3).reshape(len(vectors), -1), axis=0)) / len(vectors)
     if share < LEAST_SELF_RETRIEVAL - twins:
         raise ValueError(
             f"Only {share:.1%} of the training rows find themselves in the index: vectors and names have slipped. "
@@ -86,7 +96,9 @@ def build_index(
     )
     scale, num_calibration = 1.0, int(val.sum())
     if num_calibration:
-        answers = retriever.predict(rows["image_embedding"][val], rows["text_embedding"][val], rows["pano_id"][val])
+        columns = (rows["image_embedding"][val], rows["text_embedding"][val], rows["pano_id"][val])
+        frames = rows["frame_embeddings"][val] if "frame_embeddings" in rows else None
+        answers = retriever.predict(*columns, frames=frames)
         answer_lat, answer_lon = [p.lat for p in answers], [p.lon for p in answers]
         errors = haversine_km(rows["lat"][val], rows["lon"][val], answer_lat, answer_lon)
         scale = fit_radius_scale([p.radius_km for p in answers], errors)
@@ -101,14 +113,27 @@ def build_index(
 
 
 def _vectors(
-    geolocator: Geolocator, rows: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_], embedding: str
+    geolocator: Geolocator,
+    rows: Mapping[str, NDArray[Any]],
+    chosen: NDArray[np.bool_],
+    embedding: str,
+    each_frame: bool,
 ) -> NDArray[np.float32]:
+    """What is indexed of the chosen rows: (n, D), or (n, V, D) for every frame."""
+    num_frames = geolocator.config.num_frames
     image, text = rows["image_embedding"][chosen], rows["text_embedding"][chosen]
-    if embedding == "image":
-        return np.asarray(image, dtype=np.float32)
+    if each_frame or num_frames:
+        frames = rows["frame_embeddings"][chosen].reshape(len(image), -1, image.shape[1])
+        image = frames if num_frames else image
+    if embedding == "image" and not num_frames:
+        return np.asarray(frames if each_frame else image, dtype=np.float32)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(image), _BATCH):
-            batch = (torch.tensor(image[start : start + _BATCH]), torch.tensor(text[start : start + _BATCH]))
-            parts.append(geolocator(*batch)[0].float().numpy())
+            batch = torch.tensor(image[start : start + _BATCH])
+            if embedding == "image":
+                vectors = geolocator.pool(batch)
+            else:
+                vectors = geolocator(batch, torch.tensor(text[start : start + _BATCH]))[0]
+            parts.append(vectors.float().numpy())
     return np.concatenate(parts)

@@ -2,8 +2,10 @@
 
 It needs only arrays: logits, a query vector per panorama, an index and the cells' centroids. The posterior is the
 softmax of what the geolocator returns, whose temperature is part of the geolocator and not applied again. Restricting
-the search to likely cells is the method, not a shortcut: a search over everything answers other questions. Nothing is
-read from disk here; that is `hedwig.retrieve.run`.
+the search to likely cells is the method, not a shortcut: a search over everything answers other questions. Where the
+index holds every frame of a reference (max_sim), a query asks with all of its frames and the best pair counts; where
+the geolocator pools frames (attention), it is handed the frames and its pool makes the one vector. Nothing is read
+from disk here; that is `hedwig.retrieve.run`.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ class Retriever:
     """Posterior over geocells, search inside the likely ones, an answer with a radius. Also a stage.
 
     Args:
-        geolocator: (image (B, Di), text (B, Dt)) -> (projected (B, P), logits (B, C) at their temperature).
-        index: the references.
+        geolocator: (image (B, Di), text (B, Dt)) -> (projected (B, P), logits (B, C) at their temperature); one that
+            pools frames takes (B, V, Di).
+        index: the references, with one vector each or one per frame.
         cell_lat: (C,) degrees of the geocells' centroids.
         cell_lon: (C,) degrees.
         cell_radius_km: (C,) how far a geocell's panoramas lie from its centroid; None for 1 km everywhere.
-        embedding: what the index holds: the geolocator's projection, or the image embedding as it is.
+        embedding: what the index holds: the geolocator's projection, or the image embedding as it is (where frames
+            are pooled, what the pool makes of them).
         num_cells: how many cells to search at most.
         cell_mass: search only the smallest set of cells with this posterior mass.
         num_neighbours: M.
@@ -49,6 +53,7 @@ class Retriever:
     """
 
     reads: tuple[str, ...] = ("pano_id", "image_embedding", "text_embedding")
+    reads_if_there: tuple[str, ...] = ("frame_embeddings",)
     writes: tuple[str, ...] = (
         "lat", "lon", "cell_ids", "cell_probs", "neighbour_ids", "neighbour_scores", "radius_km", "confidence",
     )  # fmt: skip
@@ -87,6 +92,13 @@ class Retriever:
             )
         if not (radius_scale > 0 and math.isfinite(radius_scale) and log_prob_weight >= 0):
             raise ValueError(f"radius_scale={radius_scale} must be > 0 and log_prob_weight={log_prob_weight} >= 0.")
+        self.pools_frames = getattr(getattr(geolocator, "config", None), "num_frames", 0) > 0
+        self.asks_frames = index.num_frames > 1
+        if self.asks_frames and embedding != "image":
+            raise ValueError(
+                f"The index holds {index.num_frames} vectors per panorama and embedding is {embedding!r}: a projection "
+                "has one. Set index.embedding=image and run `hedwig index` again."
+            )
         self.embedding, self.refine = embedding, refine
         self.num_cells, self.cell_mass = min(num_cells, index.num_cells), cell_mass
         self.num_neighbours, self.log_prob_weight = num_neighbours, float(log_prob_weight)
@@ -94,7 +106,8 @@ class Retriever:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The batch with the prediction's columns; ``lat, lon`` become the answer, so no truth is left in it."""
-        found = self.predict(batch["image_embedding"], batch["text_embedding"], batch["pano_id"].tolist())
+        names, frames = batch["pano_id"].tolist(), batch.get("frame_embeddings")
+        found = self.predict(batch["image_embedding"], batch["text_embedding"], names, frames=frames)
         columns: dict[str, NDArray[Any]] = {}
         for name in self.writes:
             values = [getattr(p, name) for p in found]
@@ -106,14 +119,34 @@ class Retriever:
         return {**batch, **columns}
 
     def predict(
-        self, image: ArrayLike, text: ArrayLike, pano_ids: Sequence[str], *, top_k: int | None = None
+        self,
+        image: ArrayLike,
+        text: ArrayLike,
+        pano_ids: Sequence[str],
+        *,
+        frames: ArrayLike | None = None,
+        top_k: int | None = None,
     ) -> list[Prediction]:
-        """Predictions of (B, Di) image and (B, Dt) text embeddings; the rest as in `retrieve`."""
+        """Predictions of (B, Di) image and (B, Dt) text embeddings; the rest as in `retrieve`.
+
+        `frames`, (B, V·Di), are the vectors of each frame; needed where frames are pooled or compared.
+        """
         device = next((p.device for p in self.geolocator.parameters()), torch.device("cpu"))
-        rows = [_stacked(x) for x in (image, text)]
+        images, texts = _stacked(image), _stacked(text)
+        if self.pools_frames or self.asks_frames:
+            if frames is None:
+                raise ValueError(
+                    "This run compares or pools frames (encoder.fusion is max_sim or attention), and the rows have no "
+                    "frame_embeddings; run `hedwig embed` again."
+                )
+            each = _stacked(frames).reshape(len(images), -1, images.shape[1])
         with torch.inference_mode():
-            projected, logits = self.geolocator(*(torch.from_numpy(x).to(device) for x in rows))
-        queries = projected.float().cpu().numpy() if self.embedding == "projected" else rows[0]
+            given = torch.from_numpy(each if self.pools_frames else images).to(device)
+            projected, logits = self.geolocator(given, torch.from_numpy(texts).to(device))
+            if self.embedding == "image" and self.pools_frames:
+                images = self.geolocator.pool(given).float().cpu().numpy()
+        own = each if self.asks_frames else images
+        queries = projected.float().cpu().numpy() if self.embedding == "projected" else own
         return self.retrieve(queries, logits.float().cpu().numpy(), pano_ids, top_k=top_k)
 
     def retrieve(
@@ -122,7 +155,7 @@ class Retriever:
         """The algorithm, on arrays.
 
         Args:
-            queries: (B, D) vectors of unit norm, of the kind the index holds.
+            queries: (B, D) vectors of unit norm, of the kind the index holds; (B, V, D) if that is frames.
             logits: (B, C), already divided by the temperature.
             pano_ids: (B,) names of the queries.
             top_k: list this many cells and neighbours in each prediction instead of those that were considered; the

@@ -22,6 +22,7 @@ from hedwig import storage
 from hedwig.embed import Embedder
 from hedwig.geocells import Geocells
 from hedwig.index import INDEX_FILE, ROWS_FILE, GeocellIndex, check_digest
+from hedwig.models.fetched import resolve_weights
 from hedwig.models.geolocator import Geolocator
 from hedwig.panorama import Slicing, content_hash, decode_image, slice_panorama
 from hedwig.retrieve.prediction import Prediction
@@ -32,6 +33,7 @@ __all__ = ["Hedwig", "Predictor", "load_retriever"]
 Stage = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 _COMMANDS = {"embeddings": "embed", "geocells": "geocells", "geolocator": "train", "index": "index"}
 CALIBRATION_FILE = "calibration.json"  # {"radius_scale": float}, beside the index it was measured with
+_ENCODER_OPTIONS = ("seed", "dtype", "fusion", "temporal", "long_captions")  # all that changes an embedding
 _BATCH = 32
 
 
@@ -76,6 +78,7 @@ class Predictor:
     """
 
     reads: tuple[str, ...] = Retriever.reads
+    reads_if_there: tuple[str, ...] = Retriever.reads_if_there
     writes: tuple[str, ...] = Retriever.writes
 
     def __init__(self, *, run: str, device: str = "cpu", **knobs: Any) -> None:
@@ -113,15 +116,17 @@ class Hedwig:
         retriever = load_retriever(run, device=device)
         folder = storage.join(run, "embeddings")
         manifest = _manifest(run, "embeddings")
-        encoder = {"weights": None, "seed": 0, "dtype": "float32", **manifest.config["encoder"]}
+        # A table made before an option existed was made with what is its default now.
+        encoder = {"weights": None, **manifest.config["encoder"]}
+        options = {key: encoder[key] for key in _ENCODER_OPTIONS if key in encoder}
         with _local_weights(run, encoder["weights"]) as weights:
             embedder = Embedder(
                 encoder_name=encoder["name"],
                 weights=weights,
-                seed=encoder["seed"],
-                dtype=encoder["dtype"],
                 device=device,
+                num_frames=manifest.config["slicing"].get("num_frames"),
                 fixed_batch=False,  # one image would be computed as a whole batch
+                **options,
             )
         made_by = manifest.details.get("model_id", embedder.encoder.model_id)
         if made_by != embedder.encoder.model_id:
@@ -214,7 +219,8 @@ class Hedwig:
                 if reasons := [r for r in batch.pop("failure", nothing).tolist() if r is not None]:
                     raise ValueError(f"{len(reasons)} of {len(frames)} images failed: {reasons[0]}.")
         names = batch["pano_id"].tolist()
-        return self.retriever.predict(batch["image_embedding"], batch["text_embedding"], names, top_k=top_k)
+        columns = (batch["image_embedding"], batch["text_embedding"], names)
+        return self.retriever.predict(*columns, frames=batch.get("frame_embeddings"), top_k=top_k)
 
 
 def _projection(shape: tuple[int, ...]) -> str:
@@ -241,10 +247,11 @@ def _pixels(image: Any, half_size: bool) -> NDArray[np.uint8]:
 
 @contextmanager
 def _local_weights(run: str, weights: str | None) -> Iterator[str | None]:
-    """A local path of weights named relative to the run, or else to the working directory."""
+    """A local path of weights named relative to the run, or else to the working directory; or of a fetched model."""
     if weights is None:
         yield None
         return
+    weights = resolve_weights(weights)
     inside = storage.resolve(weights, base=storage.resolve(run))
     with storage.local_copy(inside if storage.exists(inside) else storage.resolve(weights)) as path:
         yield str(path)

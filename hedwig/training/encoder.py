@@ -6,7 +6,8 @@ read off the normalised video vector by a head that is thrown away, plus a contr
 Three quarters of the patches are hidden from each training step, as in FLIP and ViCLIP's own training, which makes
 a step cheaper. float32 throughout: under bfloat16 autocast a step measured 3 % (ViCLIP) and 34 % (CLIP) slower on a CPU
 with AVX-512 BF16. Frames stay in memory as uint8, a share per worker; several encoders are trained one after another
-in one fit, because starting Ray Train costs as much as several epochs.
+in one fit, because starting Ray Train costs as much as several epochs. An encoder is trained as it will be asked: on
+its fused frames, or, where its fusion looks at every frame alone, on the mean of their vectors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from hedwig.geo import haversine_km, spherical_mean, unit_vectors
 from hedwig.losses import haversine_smoothing_loss, haversine_targets, video_text_loss
-from hedwig.models.encoder import load_encoder, save_encoder
+from hedwig.models.encoder import evenly, load_encoder, save_encoder
 from hedwig.models.viclip import ViCLIP
 from hedwig.storage import join, write_bytes
 from hedwig.training.frames import read_frames, read_positions
@@ -59,6 +60,7 @@ def train_encoder(
     scratch: str,
     run_name: str,
     encoders: Sequence[str] = ("viclip-tiny",),
+    fusions: Mapping[str, Mapping[str, str]] | None = None,
     epochs: int = 12,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
@@ -85,7 +87,8 @@ def train_encoder(
         output: folder or URI for the results.
         scratch: folder or URI for checkpoints, reachable by all workers.
         run_name: the same name and scratch continue a run that was killed.
-        encoders: names for `hedwig.models.encoder.load_encoder`, of models that take the frames' shape.
+        encoders: names for `hedwig.models.encoder.load_encoder`, of models that take frames of this size.
+        fusions: by encoder, its `fusion` and `temporal` as `load_encoder` takes them; their defaults where absent.
         epochs: passes over the training split per encoder; with a time budget, at most so many.
         batch_size: panoramas per step over all workers together.
         learning_rate: AdamW's, at the top of the schedule.
@@ -128,6 +131,7 @@ def train_encoder(
     settings = {
         "data": hashlib.sha256("\0".join([*plan["train"], "", *plan["val"]]).encode()).hexdigest(),
         "encoders": list(encoders),
+        "fusions": {name: dict(options) for name, options in (fusions or {}).items()},
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -223,10 +227,20 @@ class _Fit:
         self.num_epochs = int(settings["epochs"])
         self.planned = settings["time_budget_s"] is None
         self.device = ray.train.torch.get_device()
-        encoder = load_encoder(name, seed=settings["seed"], device="cpu")
+        encoder = load_encoder(name, seed=settings["seed"], device="cpu", **settings["fusions"].get(name, {}))
         torch.manual_seed(settings["seed"])
         with_text = settings["text_weight"] > 0
-        self.objective = Objective(encoder.module, encoder.image_dim, settings["num_cells"], with_text=with_text)
+        self.objective = Objective(
+            encoder.module,
+            encoder.image_dim,
+            settings["num_cells"],
+            with_text=with_text,
+            joint=encoder.fusion == "viclip",
+            interpolate=encoder.temporal == "interpolate",
+        )
+        num_frames, own = shares["train"]["frames"].shape[1], encoder.num_frames
+        chooses = encoder.fusion == "viclip" and encoder.temporal == "select" and num_frames not in (1, own)
+        self.chosen = torch.from_numpy(evenly(num_frames, own) if chooses else np.arange(num_frames))
         self.hide = HidePatches(settings["hidden_patches"])
         towers = encoder.module.vision_encoder if isinstance(encoder.module, ViCLIP) else encoder.module.model.visual
         towers.ln_pre.register_forward_pre_hook(self.hide)
@@ -305,6 +319,7 @@ class _Fit:
         share, ids = self.shares["train"], self.tokens["train"]
         frames = torch.from_numpy(share["frames"][rows.numpy()])
         frames = augmented(frames, random, self.settings["roll_probability"], self.settings["brightness"])
+        frames = frames[:, self.chosen]
         own_ids = ids[rows].to(self.device) if ids is not None else None
         logits, video, text, scale = self.parallel(frames.to(self.device), own_ids)
         cells = haversine_smoothing_loss(logits, self._targets(share, rows))
@@ -338,7 +353,7 @@ class _Fit:
         for rows in torch.split(torch.arange(len(share["lat"])), EVALUATION_ROWS):
             if not len(rows):
                 continue
-            frames = torch.from_numpy(share["frames"][rows.numpy()]).to(self.device)
+            frames = torch.from_numpy(share["frames"][rows.numpy()])[:, self.chosen].to(self.device)
             logits = self.objective(frames, None)[0]
             total += haversine_smoothing_loss(logits, self._targets(share, rows)).item() * len(rows)
             guess = logits.argmax(dim=1)

@@ -55,6 +55,7 @@ def train_geolocator(
     run_name: str,
     image_column: str = "image_embedding",
     text_column: str = "text_embedding",
+    num_frames: int = 0,
     use_text: bool = True,
     projection_dim: int = 768,
     hidden_dim: int = 0,
@@ -87,6 +88,7 @@ def train_geolocator(
         run_name: the same name and scratch continue a run that was killed; a finished one only writes its result.
         image_column: column of the image embedding.
         text_column: column of the text embedding.
+        num_frames: V, where the image column holds the vectors of V frames, which the head then learns to pool.
         use_text: read the captions' embeddings.
         projection_dim: P.
         hidden_dim: width of the hidden layer, 0 for none.
@@ -127,6 +129,7 @@ def train_geolocator(
         Geocells.load(geocells),
         image_column=image_column,
         text_column=text_column if use_text else None,
+        num_frames=num_frames,
     )
     if max(num_workers, 1) > plan.count("train"):
         raise ValueError(f"{num_workers} workers for {plan.count('train')} training rows; use fewer workers.")
@@ -138,6 +141,7 @@ def train_geolocator(
         num_cells=len(plan.cell_lat),
         cosine=cosine,
         hidden_dim=hidden_dim,
+        num_frames=num_frames,
     )
     streamed = plan.count("train") * plan.bytes_per_row > memory_budget_gib * 2**30 * max(num_workers, 1)
     settings = {
@@ -228,8 +232,8 @@ class _Fit:
             ],
             lr=settings["learning_rate"],
         )
-        self.cell_lat = torch.from_numpy(plan.cell_lat).to(self.device)
-        self.cell_lon = torch.from_numpy(plan.cell_lon).to(self.device)
+        self.cell_lat = torch.tensor(plan.cell_lat, device=self.device)
+        self.cell_lon = torch.tensor(plan.cell_lon, device=self.device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0

@@ -21,22 +21,38 @@ class Objective(nn.Module):
 
     Args:
         module: the encoder's module.
+        dim: D.
         num_cells: C.
         with_text: whether captions are read.
+        joint: frames are fused by the module; else the mean of their vectors counts.
+        interpolate: a module that fuses frames may stretch its temporal embedding to their number.
     """
 
-    def __init__(self, module: nn.Module, dim: int, num_cells: int, *, with_text: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        dim: int,
+        num_cells: int,
+        *,
+        with_text: bool,
+        joint: bool = True,
+        interpolate: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder: Any = module
         self.classifier = nn.Linear(dim, num_cells)
         nn.init.normal_(self.classifier.weight, std=dim**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.log_text_scale = nn.Parameter(torch.tensor(1 / 0.07).log(), requires_grad=with_text)
-        self.with_text = with_text
+        self.with_text, self.joint, self.interpolate = with_text, joint, interpolate
 
     def forward(self, frames: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Frames (B, V, S, S, 3) uint8 and token ids (B, L) to logits (B, C), both unit vectors (B, D), a scale."""
-        video = F.normalize(self.encoder.video_features_uint8(frames), dim=-1)
+        if self.joint:
+            video = self.encoder.video_features_uint8(frames, interpolate=self.interpolate)
+        else:
+            video = self.encoder.each_frame_uint8(frames).mean(dim=1)
+        video = F.normalize(video, dim=-1)
         logits = self.log_scale.exp() * F.linear(video, self.classifier.weight) + self.classifier.bias
         text = F.normalize(self.encoder.text_features(ids), dim=-1) if self.with_text and ids is not None else None
         return logits, video, text, self.log_text_scale.exp()

@@ -4,7 +4,7 @@ The driver reads the table in a stream and keeps only positions, ids and cells (
 neither the order of the rows nor the number of files matters. A worker keeps every num_workers-th training row of the
 plan in memory, so that an epoch costs no reading. Where the shares would exceed the memory given, the training rows
 are streamed from the files in every epoch by Ray Data instead, shuffled within a buffer; the validation rows are
-always kept in memory.
+always kept in memory. Where the head pools frames, the image column holds V vectors a row, one after the other.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ __all__ = ["Batch", "CachedRows", "Plan", "StreamedRows", "make_plan", "stream"]
 
 POSITION = ("pano_id", "lat", "lon", "split")
 SHUFFLE_ROWS = 16_384
+BUFFER_BYTES = 2**28  # the shuffle buffer and a batch read from disk; wide rows (V vectors) get fewer
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows: image (B, Di), text (B, Dt) or None, cell_ids (B,) int64, lat and lon (B,) float64 degrees."""
+    """B rows: image (B, Di) or (B, V, Di), text (B, Dt) or None, cell_ids (B,) int64, lat, lon (B,) float64 degrees."""
 
     image: Tensor
     text: Tensor | None
@@ -66,6 +67,7 @@ class Plan:
         rows: pano_id, split, lat, lon, cell_id of the training and validation rows, sorted by pano_id.
         cell_lat: (C,) degrees, centres of the cells.
         cell_lon: (C,) degrees.
+        num_frames: V, the vectors in a row's image column; 0 if it holds one, and no pool is to read it.
     """
 
     folder: str
@@ -76,6 +78,7 @@ class Plan:
     rows: pa.Table
     cell_lat: NDArray[np.float64]
     cell_lon: NDArray[np.float64]
+    num_frames: int = 0
 
     def count(self, split: str) -> int:
         """Rows of a split."""
@@ -92,7 +95,12 @@ class Plan:
     @property
     def bytes_per_row(self) -> int:
         """Memory of one row's embeddings."""
-        return 4 * (self.image_dim + self.text_dim)
+        return 4 * (max(1, self.num_frames) * self.image_dim + self.text_dim)
+
+    def image(self, column: pa.ChunkedArray) -> Tensor:
+        """(N, Di), or (N, V, Di) if frames are pooled, of the image column."""
+        flat = torch.from_numpy(_vectors(column, max(1, self.num_frames) * self.image_dim))
+        return flat.reshape(len(flat), self.num_frames, self.image_dim) if self.num_frames else flat
 
 
 def _dataset(folder: str) -> Any:
@@ -105,7 +113,11 @@ def _dataset(folder: str) -> Any:
 def _batches(folder: str, columns: list[str], splits: tuple[str, ...]) -> Iterator[pa.Table]:
     wanted = ds.field("split").isin(list(splits)) & ds.field("lat").is_valid() & ds.field("lon").is_valid()
     positioned = wanted & ~pc.is_nan(ds.field("lat")) & ~pc.is_nan(ds.field("lon"))
-    for batch in _dataset(folder).to_batches(columns=columns, filter=positioned, batch_size=8192):
+    dataset = _dataset(folder)
+    kinds = [dataset.schema.field(name).type for name in columns]
+    width = sum(kind.list_size for kind in kinds if pa.types.is_fixed_size_list(kind))
+    num_rows = max(64, min(8192, BUFFER_BYTES // 4 // (4 * width + 1)))  # the scanner reads several batches ahead
+    for batch in dataset.to_batches(columns=columns, filter=positioned, batch_size=num_rows):
         if batch.num_rows:
             yield pa.Table.from_batches([batch])
 
@@ -126,7 +138,7 @@ def _vectors(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
     return out
 
 
-def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str | None) -> Plan:
+def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str | None, num_frames: int = 0) -> Plan:
     """Check the embedding table and give every training and validation row its cell.
 
     Args:
@@ -134,16 +146,26 @@ def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str
         geocells: has ``table`` with columns lat and lon (row number = cell_id), and ``assign(lat, lon)``.
         image_column: a column of fixed-size float32 lists.
         text_column: likewise; None to leave captions out.
+        num_frames: V, where the image column holds so many vectors in a row.
 
     Raises:
         FileNotFoundError: `folder` holds no table.
-        ValueError: a column is missing, there is no training row, an id is there twice, a training or validation row
-            lies in no cell, or an embedding is not finite.
+        ValueError: a column is missing, its lists are not V vectors long, there is no training row, an id is there
+            twice, a training or validation row lies in no cell, or an embedding is not finite.
     """
     vectors = [image_column] + ([text_column] if text_column else [])
     schema = _dataset(folder).schema
     check_columns(schema.names, [*POSITION, *vectors], where=f"The embedding table {folder!r}")
     dims = {name: _dimension(schema, name, folder) for name in vectors}
+    if dims[image_column] % max(1, num_frames):
+        raise ValueError(
+            f"{image_column} of {folder!r} is {dims[image_column]} numbers a row, which are not {num_frames} vectors; "
+            "run `hedwig embed` again."
+        )
+    if text_column and dims[text_column] == 1:
+        raise ValueError(
+            f"{text_column} of {folder!r} is one zero a row: its encoder reads no text. Set training.use_text=false."
+        )
     kept = []
     for table in _batches(folder, [*POSITION, *vectors], ("train", "val")):
         if table[image_column].null_count:
@@ -177,11 +199,12 @@ def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str
         folder=folder,
         image_column=image_column,
         text_column=text_column,
-        image_dim=dims[image_column],
+        image_dim=dims[image_column] // max(1, num_frames),
         text_dim=dims[text_column] if text_column else 0,
         rows=rows.append_column("cell_id", pa.array(cell_ids)),
         cell_lat=cell_lat,
         cell_lon=cell_lon,
+        num_frames=num_frames,
     )
 
 
@@ -201,7 +224,8 @@ class CachedRows:
         self.lat = torch.from_numpy(mine["lat"].to_numpy().copy())
         self.lon = torch.from_numpy(mine["lon"].to_numpy().copy())
         self.cell_ids = torch.from_numpy(mine["cell_id"].to_numpy().copy())
-        self.image = torch.zeros(len(mine), plan.image_dim)
+        frames = (plan.num_frames,) if plan.num_frames else ()
+        self.image = torch.zeros(len(mine), *frames, plan.image_dim)
         self.text = torch.zeros(len(mine), plan.text_dim) if plan.text_column else None
         ids = mine["pano_id"].combine_chunks() if len(mine) else pa.array([], pa.string())
         columns = ["pano_id", plan.image_column] + ([plan.text_column] if plan.text_column else [])
@@ -209,7 +233,7 @@ class CachedRows:
             place = pc.index_in(table["pano_id"], value_set=ids)
             table = table.filter(place.is_valid())
             to = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64))
-            self.image[to] = torch.from_numpy(_vectors(table[plan.image_column], plan.image_dim))
+            self.image[to] = plan.image(table[plan.image_column])
             if self.text is not None and plan.text_column:
                 self.text[to] = torch.from_numpy(_vectors(table[plan.text_column], plan.text_dim))
 
@@ -286,17 +310,18 @@ class StreamedRows:
         """`num_rows` rows in batches, in an order decided by `seed` as far as the reading is deterministic."""
         del order
         left = num_rows
+        buffer = max(min(SHUFFLE_ROWS, BUFFER_BYTES // self.plan.bytes_per_row), 2 * batch_size)
         for rows in self.shard.iter_batches(
             batch_size=batch_size,
             batch_format="pyarrow",
-            local_shuffle_buffer_size=max(SHUFFLE_ROWS, 2 * batch_size),
+            local_shuffle_buffer_size=buffer,
             local_shuffle_seed=seed,
         ):
             rows = rows.slice(0, left)
             left -= len(rows)
             text = self.plan.text_column
             yield Batch(
-                torch.from_numpy(_vectors(rows[self.plan.image_column], self.plan.image_dim)),
+                self.plan.image(rows[self.plan.image_column]),
                 torch.from_numpy(_vectors(rows[text], self.plan.text_dim)) if text else None,
                 *(torch.from_numpy(rows[name].to_numpy().copy()) for name in ("cell_id", "lat", "lon")),
             )
