@@ -34,6 +34,7 @@ from hedwig.schema import SCHEMA_VERSION
 __all__ = [
     "MANIFEST",
     "Manifest",
+    "clone",
     "delete",
     "exists",
     "filesystem",
@@ -184,6 +185,31 @@ def delete(path: str) -> None:
         fs.delete_dir(inner)
     elif kind == pa.fs.FileType.File:
         fs.delete_file(inner)
+
+
+def clone(source: str, target: str) -> None:
+    """Make `target` the same artefact as `source`, its manifest last; on one local disk the files are hard links.
+
+    Links are safe because a file of an artefact is replaced and never changed.
+    """
+    delete(target)
+    for path in [f for f in list_files(source, recursive=True) if not f.endswith(f"/{MANIFEST}")]:
+        copy_file(path, join(target, path[len(source.rstrip("/")) + 1 :]))
+    copy_file(join(source, MANIFEST), join(target, MANIFEST))
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy one file; on one local disk as a hard link."""
+    if not is_remote(source) and not is_remote(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, target)
+        return
+    fs, inner = filesystem(source)
+    other, place = filesystem(target)
+    pa.fs.copy_files(inner, place, source_filesystem=fs, destination_filesystem=other)
 
 
 def read_table(folder: str, columns: Sequence[str] | None = None, *, prefix: str = "part-") -> pa.Table:

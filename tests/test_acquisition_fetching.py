@@ -126,12 +126,71 @@ def test_a_spent_quota_stops_all_requests_and_the_next_run_goes_on(fake, tmp_pat
     assert first["failure"][0] is None
     assert all("quota spent" in reason and KEY not in reason for reason in first["failure"][1:])
     refused = sum(count for what, count in server.answered.items() if what.startswith("403"))
-    assert refused <= 8  # what was under way for the one panorama; the others were not asked for
+    assert refused == 1  # with one request under way, the first refusal is the last request
     server.quota = None
     second = fetched(Fetcher(**options), offers)
     assert second["failure"].tolist() == [None] * 4
     assert server.num_images == 32  # 4 panoramas of 8 bearings, none paid twice
     assert AnswerStore(str(tmp_path / "answers")).total()["num_images"] == 32
+
+
+def test_many_under_way_stop_too_when_the_quota_is_spent(fake, tmp_path):
+    server = fake(quota=10)
+    options = asking(server, "streetview", tmp_path, concurrency=6)
+    offers = [found[0] for found in offers_of(Finder(**options)(batch_of(*[PLACES[f"p{i}"] for i in range(8)])))]
+    fetched(Fetcher(**options), offers)
+    refused = sum(count for what, count in server.answered.items() if what.startswith("403"))
+    assert 1 <= refused <= 6  # 54 images were still wanted
+
+
+def test_a_service_that_wants_an_hour_of_quiet_gets_it(fake, tmp_path):
+    server = fake(faults=lambda number: "429" if number > 3 else None)
+    options = asking(server, "panoramax", tmp_path, concurrency=2)
+    finder = Finder(**options)
+    finder._politeness.max_wait_s = 0.1  # Retry-After is 0.2
+    result = finder(batch_of(*[(10.0 + i * 1e-3, 20.0) for i in range(30)]))
+    assert server.num_requests <= 3 + 2
+    assert sum("quota spent" in str(reason) for reason in result["failure"]) >= 25
+
+
+@pytest.mark.parametrize("source", ["streetview", "mapillary", "panoramax"])
+def test_every_request_is_accounted_for(source, fake, tmp_path):
+    kinds = ["500", None, None, "drop", None]
+    server = fake(faults=lambda number: kinds[number % len(kinds)])
+    options = asking(server, source, tmp_path, max_attempts=8, concurrency=8)
+    finder, fetcher = Finder(**options), Fetcher(**options)
+    for stage in (finder, fetcher):
+        stage._politeness.first_wait_s = 0.01
+    found = finder(batch_of(*[(10.0, 20.0 + i * 1e-4) for i in range(5)]))
+    offers = {o["pano_id"]: o for offers in offers_of(found) for o in offers}
+    fetched(fetcher, [*offers.values(), {**next(iter(offers.values())), "pano_id": f"{source}:nobody"}])
+    assert AnswerStore(str(tmp_path / "answers")).total()["num_requests"] == server.num_requests
+
+
+def test_other_options_never_reuse_the_images_of_these(fake, tmp_path):
+    server = fake()
+    for fov in (90.0, 60.0):
+        options = asking(server, "streetview", tmp_path)
+        options["options"] = {**options["options"], "fov_deg": fov}
+        offers = offers_of(Finder(**options)(batch_of((10.0, 20.0))))[0]
+        assert offers[0]["fov_deg"] == fov
+        result = fetched(Fetcher(**options), offers)
+        assert len(set(result["image_uris"][0])) == 8
+    assert server.num_images == 16
+
+
+def test_odd_json_fails_its_row_alone(fake, tmp_path, monkeypatch):
+    server = fake()
+    real = server.mapillary
+
+    def odd(steps, query, headers):
+        status, body = real(steps, query, headers)
+        return status, body.replace(b'{"username": "ann"}', b'"ann"') if server.num_requests == 1 else body
+
+    monkeypatch.setattr(server, "mapillary", odd)
+    result = Finder(**asking(server, "mapillary", tmp_path, concurrency=1))(batch_of((10.0, 20.0), (10.0, 20.0001)))
+    assert "AttributeError" in result["failure"][0]
+    assert result["failure"][1] is None
 
 
 def test_the_number_of_paid_images_is_never_exceeded(fake, tmp_path):
@@ -140,6 +199,8 @@ def test_the_number_of_paid_images_is_never_exceeded(fake, tmp_path):
     points = [PLACES[f"p{i}"] for i in range(4)]
     offers = [found[0] for found in offers_of(Finder(**options, radius_m=50)(batch_of(*points)))]
     fetched(Fetcher(**options, max_images=11), offers)
+    assert server.num_images == 11
+    fetched(Fetcher(**options, max_images=11), offers)  # a process that died and was started again
     assert server.num_images == 11
 
 
@@ -228,9 +289,11 @@ def test_image_names_are_safe_and_never_meet():
     def offer(name):
         return Offer(name, 0.0, 0.0, "s", "l", None, "equirectangular")
 
-    names = {image_name(offer(n), 0) for n in ("mapillary:../../x", "mapillary:...x", "mapillary:a b", "mapillary:a?b")}
+    names = {
+        image_name(offer(n), 0, "x") for n in ("mapillary:../../x", "mapillary:...x", "mapillary:a b", "mapillary:a?b")
+    }
     assert len(names) == 4
-    assert all(".." not in name and name.startswith("images/") for name in names)
+    assert all(name.startswith("images/") and ".." not in name for name in names)
 
 
 def test_a_key_that_is_not_there_is_named(monkeypatch):

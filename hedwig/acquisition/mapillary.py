@@ -13,8 +13,8 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from hedwig.acquisition.offers import Offer, QuotaSpent, ask_json, nearest_first
-from hedwig.web import Refused, WebClient
+from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json, nearest_first
+from hedwig.web import Refused
 
 __all__ = ["Mapillary", "box_around"]
 
@@ -60,7 +60,7 @@ class Mapillary:
         self.secrets: tuple[str, ...] = (token,)
         self.digest = f"mapillary width={width_px}"
 
-    async def find(self, client: WebClient, lat: float, lon: float, radius_m: float) -> list[Offer]:
+    async def find(self, client: Asker, lat: float, lon: float, radius_m: float) -> list[Offer]:
         """360° images within the radius, nearest first."""
         images: dict[str, Any] = {}
         for box in box_around(lat, lon, radius_m):
@@ -68,7 +68,7 @@ class Mapillary:
         offers = (offer for image in images.values() if (offer := _offer(image)) is not None)
         return nearest_first(offers, lat, lon, radius_m)
 
-    async def _inside(self, client: WebClient, box: Box) -> list[dict[str, Any]]:
+    async def _inside(self, client: Asker, box: Box) -> list[dict[str, Any]]:
         query = {
             "bbox": ",".join(f"{edge:.7f}" for edge in box),
             "is_pano": "true",
@@ -76,8 +76,9 @@ class Mapillary:
             "limit": str(self.page),
         }
         page = await self._ask(client, f"{self.base_url}/images", query)
-        images, paged = list(page.get("data", [])), "paging" in page
+        images, paged = list(page.get("data", [])), False
         while following := (page.get("paging") or {}).get("next"):
+            paged = True
             page = await self._ask(client, following)
             images += page.get("data", [])
         if len(images) >= self.page and not paged:
@@ -85,7 +86,7 @@ class Mapillary:
             return [image for half in halves for image in await self._inside(client, half)] if halves else images
         return images
 
-    async def _ask(self, client: WebClient, url: str, query: dict[str, str] | None = None) -> dict[str, Any]:
+    async def _ask(self, client: Asker, url: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         try:
             return await ask_json(client, url, query)
         except Refused as refusal:
@@ -95,7 +96,7 @@ class Mapillary:
                 raise QuotaSpent(f"Mapillary refuses ({refusal.status}): {text}") from None
             raise
 
-    async def image(self, client: WebClient, offer: Offer, number: int) -> bytes:
+    async def image(self, client: Asker, offer: Offer, number: int) -> bytes:
         """The panorama's image, JPEG."""
         field = SIZES[self.width_px]
         name = offer.pano_id.removeprefix("mapillary:")
@@ -147,7 +148,8 @@ def _offer(image: dict[str, Any]) -> Offer | None:
     if image.get("is_pano") is False or not place:
         return None
     lon, lat = place["coordinates"][:2]
-    angle = image.get("computed_compass_angle", image.get("compass_angle"))
+    computed = image.get("computed_compass_angle")
+    angle = image.get("compass_angle") if computed is None else computed
     captured = image.get("captured_at")
     creator = (image.get("creator") or {}).get("username")
     return Offer(

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from hedwig.geo import haversine_km
-from hedwig.web import WebClient
+from hedwig.web import Answer
 
-__all__ = ["ImageSource", "Offer", "QuotaSpent", "ask_json", "nearest_first"]
+__all__ = ["Asker", "ImageSource", "Offer", "QuotaSpent", "ask_json", "nearest_first"]
 
 
 class QuotaSpent(OSError):
@@ -38,6 +38,7 @@ class Offer:
         captured_at: ISO 8601 or a part of it; None if unknown.
         sequence: panoramas of one ride share it; None if unknown.
         bearings_deg: headings of the images for 'bearings', else empty.
+        fov_deg: horizontal field of view of each bearing; None for panoramas.
     """
 
     pano_id: str
@@ -51,6 +52,7 @@ class Offer:
     captured_at: str | None = None
     sequence: str | None = None
     bearings_deg: tuple[float, ...] = ()
+    fov_deg: float | None = None
 
     @property
     def num_images(self) -> int:
@@ -65,6 +67,18 @@ class Offer:
     def of(cls, values: Mapping[str, Any]) -> Offer:
         """The offer of `to_dict`'s values."""
         return cls(**{**values, "bearings_deg": tuple(values.get("bearings_deg") or ())})
+
+
+class Asker(Protocol):
+    """The part of `hedwig.web.WebClient` that a source uses."""
+
+    base_url: str
+
+    async def request(self, method: str, path: str, *, params: Mapping[str, str] | None = None) -> Answer:
+        """Ask until there is an answer; see `WebClient.request`."""
+
+    def hide(self, text: str) -> str:
+        """`text` without secrets."""
 
 
 class ImageSource(Protocol):
@@ -83,14 +97,14 @@ class ImageSource(Protocol):
     secrets: tuple[str, ...]
     """What no error may show."""
 
-    async def find(self, client: WebClient, lat: float, lon: float, radius_m: float) -> list[Offer]:
+    async def find(self, client: Asker, lat: float, lon: float, radius_m: float) -> list[Offer]:
         """The panoramas within `radius_m` metres, nearest first."""
 
-    async def image(self, client: WebClient, offer: Offer, number: int) -> bytes:
+    async def image(self, client: Asker, offer: Offer, number: int) -> bytes:
         """Image `number` of an offer, encoded."""
 
 
-async def ask_json(client: WebClient, url: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+async def ask_json(client: Asker, url: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
     """GET an object.
 
     Raises:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from hedwig.acquisition.mapillary import box_around
-from hedwig.acquisition.offers import Offer, QuotaSpent, ask_json, nearest_first
-from hedwig.web import Refused, WebClient
+from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json, nearest_first
+from hedwig.web import Refused
 
 __all__ = ["Panoramax"]
 
@@ -43,7 +43,7 @@ class Panoramax:
         self.secrets: tuple[str, ...] = ()
         self.digest = f"panoramax {self.base_url} asset={asset}"
 
-    async def find(self, client: WebClient, lat: float, lon: float, radius_m: float) -> list[Offer]:
+    async def find(self, client: Asker, lat: float, lon: float, radius_m: float) -> list[Offer]:
         """360° pictures within the radius, nearest first."""
         items: dict[str, Any] = {}
         for box in box_around(lat, lon, radius_m):
@@ -56,7 +56,7 @@ class Panoramax:
         offers = (offer for item in items.values() if (offer := _offer(item)) is not None)
         return nearest_first(offers, lat, lon, radius_m)
 
-    async def _ask(self, client: WebClient, url: str, query: dict[str, str] | None = None) -> dict[str, Any]:
+    async def _ask(self, client: Asker, url: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         try:
             return await ask_json(client, url, query)
         except Refused as refusal:
@@ -64,7 +64,7 @@ class Panoramax:
                 raise QuotaSpent(f"{self.base_url} refuses ({refusal.status}): {refusal.body[:200]}") from None
             raise
 
-    async def image(self, client: WebClient, offer: Offer, number: int) -> bytes:
+    async def image(self, client: Asker, offer: Offer, number: int) -> bytes:
         """The picture, JPEG."""
         name = offer.pano_id.removeprefix("panoramax:")
         try:

@@ -14,8 +14,8 @@ import hmac
 import os
 from urllib.parse import urlencode, urlsplit
 
-from hedwig.acquisition.offers import Offer, QuotaSpent, ask_json
-from hedwig.web import Refused, WebClient
+from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json
+from hedwig.web import Refused
 
 __all__ = ["StreetView", "signature"]
 
@@ -66,7 +66,7 @@ class StreetView:
         url = f"{self.base_url}{end}?{urlencode({**query, 'key': self._key})}"
         return f"{url}&signature={signature(url, self._secret)}" if self._secret else url
 
-    async def find(self, client: WebClient, lat: float, lon: float, radius_m: float) -> list[Offer]:
+    async def find(self, client: Asker, lat: float, lon: float, radius_m: float) -> list[Offer]:
         """The nearest outdoor panorama, or nothing. Free of charge."""
         query = {"location": f"{lat:.7f},{lon:.7f}", "radius": f"{radius_m:.0f}", "source": "outdoor"}
         found = await ask_json(client, self._url("/metadata", query))
@@ -83,11 +83,11 @@ class StreetView:
                 pano_id=f"streetview:{found['pano_id']}", lat=float(place["lat"]), lon=float(place["lng"]),
                 source="Street View Static API", licence="Google Maps Platform Terms of Service",
                 author=str(found.get("copyright") or "© Google"), projection="bearings", captured_at=found.get("date"),
-                bearings_deg=tuple(round(i * step, 4) for i in range(self.headings)),
+                bearings_deg=tuple(round(i * step, 4) for i in range(self.headings)), fov_deg=self.fov_deg,
             )
         ]  # fmt: skip
 
-    async def image(self, client: WebClient, offer: Offer, number: int) -> bytes:
+    async def image(self, client: Asker, offer: Offer, number: int) -> bytes:
         """One bearing, JPEG."""
         query = {
             "size": f"{self.size_px}x{self.size_px}",

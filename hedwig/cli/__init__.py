@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hedwig.cli import acquire, ask, bench, data, diffusion, make, models, plan, tools
+from hedwig.cli import acquire, ask, bench, data, diffusion, experiment, make, models, plan, tools
 from hedwig.cli.console import HedwigGroup, console
 
 __all__ = ["app", "main"]
@@ -43,6 +43,7 @@ def _options(
 
 
 make.register(app)
+experiment.register(app)
 ask.register(app)
 data.register(app)
 tools.register(app)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hedwig.cli.console import Progress, set_up, show
+
+if TYPE_CHECKING:
+    from hedwig.acquisition.offers import ImageSource
 
 __all__ = ["register"]
 
@@ -25,7 +29,9 @@ def acquire(
     source: Annotated[str, typer.Argument(help="streetview, mapillary or panoramax")],
     plan: Annotated[Path, typer.Argument(metavar="PLAN.csv", help="A sampling plan: lat, lon, plan_id, region.")],
     out: Annotated[str, typer.Option("--out", help="Folder for images/, panoramas.csv, ATTRIBUTION.md, the manifest.")],
-    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="You have read the source's terms.")] = False,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read the source's terms; needed where images are billed.")
+    ] = False,
     radius_m: Annotated[float, typer.Option(min=1, help="How far from a point a panorama may lie, in metres.")] = 50.0,
     per_point: Annotated[int, typer.Option(min=1, help="Most panoramas per point.")] = 1,
     per_second: Annotated[float, typer.Option(min=0.01, help="Most requests a second, retries included.")] = 10.0,
@@ -54,6 +60,7 @@ def acquire(
     import pandas as pd
 
     from hedwig import storage
+    from hedwig.acquisition.costs import estimate
     from hedwig.acquisition.fetching import image_source
     from hedwig.config import ClusterConfig
     from hedwig.pipelines.acquire import Acquisition
@@ -63,15 +70,20 @@ def acquire(
     given = {"headings": headings, "fov_deg": fov_deg, "width_px": width_px, "asset": asset, "base_url": base_url}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     made = image_source(source, **options)
-    _show_terms(storage.join(storage.resolve(out), TERMS_FILE), source, made.terms, accept_terms)
+    if not plan.is_file():
+        raise FileNotFoundError(f"No plan at {str(plan)!r}; make one with: hedwig plan regions|world|population")
+    # Namibia's code is NA.
+    points = pd.read_csv(plan, dtype={"plan_id": str, "region": str}, keep_default_na=False)
     if max_usd is not None:
-        if usd_per_1000 is None or usd_per_1000 == 0:
+        if not usd_per_1000:
             raise typer.BadParameter("--max-usd needs --price-per-1000 above 0")
         affordable = int(max_usd / usd_per_1000 * 1000)
         max_images = affordable if max_images is None else min(affordable, max_images)
-    if not plan.is_file():
-        raise FileNotFoundError(f"No plan at {str(plan)!r}; make one with: hedwig plan regions|world|population")
-    points = pd.read_csv(plan, dtype={"plan_id": str, "region": str})
+    outlook = estimate(
+        len(points) * per_point, source, headings=headings or 8, price_per_1000=usd_per_1000, requests_per_s=per_second
+    )
+    typer.echo(outlook.text(), err=True)
+    _show_terms(storage.join(storage.resolve(out), TERMS_FILE), made, accept_terms)
     wanted = Acquisition(
         source=source, options=options, radius_m=radius_m, per_point=per_point, per_second=per_second,
         concurrency=concurrency, max_images=max_images, usd_per_1000=usd_per_1000, max_rejected=max_rejected,
@@ -87,19 +99,24 @@ def acquire(
     )
     result = {"num_in": manifest.num_in, "num_out": manifest.num_out, "num_rejected": manifest.num_rejected, **d}
     show({**result, "listing": storage.join(out, "panoramas.csv"), "seconds": manifest.seconds}, text)
+    if d["num_left_by_quota"]:
+        typer.echo(f"{d['num_left_by_quota']} rows are left: the quota or the bound is spent. Run it again.", err=True)
+        raise typer.Exit(3)
 
 
-def _show_terms(record: str, source: str, terms: str, accepted: bool) -> None:
-    """Show the terms and go on only when they are accepted, now or earlier for this folder."""
+def _show_terms(record: str, source: ImageSource, accepted: bool) -> None:
+    """Show the terms before the first use; where images are billed, go on only when they are accepted."""
     from hedwig import storage
 
     if storage.exists(record):
         known = json.loads(storage.read_bytes(record))
-        if known.get("source") == source and known.get("terms") == terms:
+        if known.get("source") == source.name and known.get("terms") == source.terms:
             return
-    typer.echo(f"Terms of {source}: {terms}", err=True)
-    if not accepted:
-        raise typer.BadParameter("read the terms above, and repeat the command with --accept-terms")
+    typer.echo(f"Terms of {source.name}: {source.terms}", err=True)
+    if source.paid and not accepted:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("images are billed: read the terms above, and repeat with --accept-terms")
+        typer.confirm("Images are billed. Do you accept these terms?", abort=True, err=True)
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    entry = {"source": source, "terms": terms, "accepted_at": moment}
+    entry = {"source": source.name, "terms": source.terms, "shown_at": moment, "accepted": accepted or source.paid}
     storage.write_bytes(record, (json.dumps(entry, indent=1, ensure_ascii=False) + "\n").encode())

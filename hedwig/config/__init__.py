@@ -9,6 +9,7 @@ exactly what will run.
 from __future__ import annotations
 
 from hedwig.config.loading import ConfigError, json_schema, load_experiment, parse_yaml, validate_experiment
+from hedwig.config.matrix import Cell, Matrix, load_matrix
 from hedwig.config.sections import (
     CaptionsConfig,
     ClusterConfig,
@@ -31,6 +32,7 @@ from hedwig.config.sections import (
 
 __all__ = [
     "CaptionsConfig",
+    "Cell",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "Experiment",
     "GeocellsConfig",
     "IndexConfig",
+    "Matrix",
     "PolygonsConfig",
     "RetrieveConfig",
     "ServeConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "TrainingConfig",
     "json_schema",
     "load_experiment",
+    "load_matrix",
     "parse_yaml",
     "validate_experiment",
 ]

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ValidationError
 from hedwig.config.sections import Experiment
 from hedwig.schema import suggestion
 
-__all__ = ["ConfigError", "json_schema", "load_experiment", "parse_yaml", "validate_experiment"]
+__all__ = [
+    "ConfigError",
+    "json_schema",
+    "load_experiment",
+    "merged_settings",
+    "override",
+    "parse_yaml",
+    "read_settings",
+    "validate_experiment",
+]
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -87,17 +96,19 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where} is nested too deeply to be an experiment.") from error
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with what `above` sets; sections are merged, values replaced."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
+            merged[key] = merged_settings(merged[key], value)
         else:
             merged[key] = value
     return merged
 
 
-def _override(settings: dict[str, Any], assignment: str) -> None:
+def override(settings: dict[str, Any], assignment: str) -> None:
+    """Apply one ``key=value`` in place."""
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"Override {assignment!r} is not of the form key=value, for example training.epochs=10.")
@@ -119,7 +130,7 @@ def validate_experiment(settings: Mapping[str, Any], *, where: str = "The experi
         ConfigError: one line per wrong key, with a suggestion for a misspelt one.
     """
     preset = settings.get("preset", "hedwig")
-    merged = _merge(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, settings)
+    merged = merged_settings(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, settings)
     try:
         # Through JSON, strict mode accepts a list for a tuple and 1 for 1.0, and still no "1" for 1.
         return Experiment.model_validate_json(json.dumps(merged))
@@ -155,6 +166,19 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
         FileNotFoundError: there is no such file.
         ConfigError: the file or an override is wrong.
     """
+    settings = read_settings(path)
+    for assignment in overrides:
+        override(settings, assignment)
+    return validate_experiment(settings, where=str(path))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The plain settings in a YAML file, not validated.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: it is too large, no YAML, or no mapping.
+    """
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(p.name for p in Path("experiments").glob("*.yaml"))) or "none here"
@@ -164,9 +188,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     settings = parse_yaml(file.read_text(encoding="utf-8"), where=str(file))
     if not isinstance(settings, dict):
         raise ConfigError(f"{file} holds {type(settings).__name__}, not a mapping of sections.")
-    for assignment in overrides:
-        _override(settings, assignment)
-    return validate_experiment(settings, where=str(file))
+    return settings
 
 
 def json_schema() -> dict[str, Any]:

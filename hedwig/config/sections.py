@@ -37,6 +37,7 @@ class SyntheticConfig(_Section):
     num: int = Field(gt=0, description="number of panoramas")
     width: int = Field(default=1024, ge=64, description="width in px; the height is half of it")
     seed: int = Field(default=0, ge=0, description="seed of the world")
+    countries: tuple[str, ...] = Field(default=(), description="ISO 3166-1 alpha-2 codes; none: the whole Earth")
 
 
 class SplitConfig(_Section):
@@ -167,6 +168,9 @@ class EncoderConfig(_Section):
         default="select", description="frames other than ViCLIP's eight: choose eight, or stretch its time embedding"
     )
     long_captions: Literal["truncate", "chunks"] = "truncate"
+    quick_gelu: bool | None = Field(
+        default=None, description="open_clip only: the weights were trained with QuickGELU, where no file tells"
+    )
     compile: bool = False
     train: EncoderTrainingConfig | None = None
 

@@ -74,6 +74,7 @@ def run_experiment(
     last: str | None = None,
     force: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    siblings: Sequence[str] = (),
 ) -> Run:
     """Run the stages of an experiment; what is up to date is not done again.
 
@@ -83,6 +84,7 @@ def run_experiment(
         last: last stage.
         force: delete the artefacts of these stages first.
         progress: called with (stage, rows done, rows in all).
+        siblings: outputs of other runs whose artefacts may be taken over where they are the same.
 
     Raises:
         TooManyRejected: more rows failed than ``data.max_rejected`` allows.
@@ -90,7 +92,7 @@ def run_experiment(
         ValueError: settings and data do not fit together.
     """
     stages = plan(experiment, first, last)
-    run = Run(experiment, progress=progress)
+    run = Run(experiment, progress=progress, siblings=[storage.resolve(output) for output in siblings])
     write_experiment(run, stages)
     if force:
         for name in stages:

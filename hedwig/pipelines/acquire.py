@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,20 +21,20 @@ import pandas as pd
 import pyarrow as pa
 
 from hedwig import storage
-from hedwig.acquisition.fetching import Fetcher, Finder, image_source
+from hedwig.acquisition.fetching import QUOTA, Fetcher, Finder, image_source
 from hedwig.acquisition.offers import Offer
 from hedwig.answers import AnswerStore
 from hedwig.config import EmbedConfig
 from hedwig.geocells import Geography
 from hedwig.pipelines.chain import Step
-from hedwig.pipelines.rows import RowsTask, map_rows
+from hedwig.pipelines.rows import RowsTask, enforce_max_rejected, map_rows
 
 __all__ = ["Acquisition", "acquire"]
 
 WORK = ".acquisition"
 LISTING_COLUMNS = (
-    "pano_id", "lat", "lon", "heading", "projection", "captured_at", "sequence", "image_uri", "source", "licence",
-    "author", "sha256", "plan_id", "region",
+    "pano_id", "lat", "lon", "heading", "fov_deg", "projection", "captured_at", "sequence", "image_uri", "source",
+    "licence", "author", "sha256", "plan_id", "region",
 )  # fmt: skip
 OFFERS = pa.schema([("pano_id", pa.string()), ("split", pa.string()), ("offers", pa.string())])
 IMAGES = pa.schema(
@@ -62,10 +63,11 @@ class Acquisition:
         per_second: most requests a second, of all actors together.
         concurrency: requests under way in one actor.
         max_attempts: how often one request is made at most.
-        max_images: most images that are fetched and paid for in this run; None for no bound.
+        max_images: most images that this run asks for, repetitions counted; None for no bound. With a bound one
+            process asks.
         usd_per_1000: price of 1000 images; None: cost is not stated.
         num_actors: processes that ask.
-        max_rejected: share (< 1) or count (>= 1) of panoramas that may fail.
+        max_rejected: share (< 1) or count (>= 1) of points and panoramas that may fail; a spent quota is no failure.
     """
 
     source: str
@@ -93,8 +95,8 @@ def acquire(
         progress: called with (stage, rows done, rows in all).
 
     Raises:
-        TooManyRejected: more panoramas failed than allowed, for instance because the quota is spent; all that came is
-            kept and not asked for again.
+        TooManyRejected: more points or panoramas failed than allowed; what came is in the listing all the same, and
+            is not asked for again.
         PermissionError: the source needs a key that the environment does not hold.
     """
     started = time.monotonic()
@@ -104,6 +106,7 @@ def acquire(
     config = json.loads(json.dumps({**config, "digest": source.digest}))
     points = _plan_table(plan)
     inputs = {"plan": storage.fingerprint("plan", {}, {"rows": _digest(points)})}
+    _refuse_another_source(out, config)
     there = storage.read_manifest(out)
     wanted_print = storage.fingerprint("acquisition", config, inputs)
     if there is not None and there.fingerprint == wanted_print and there.num_rejected == 0:
@@ -116,7 +119,7 @@ def acquire(
     def flow(name: str, rows: str, step: Step, schema: pa.Schema, inputs: dict[str, str]) -> storage.Manifest:
         task = RowsTask(
             kind=name, source=storage.join(work, rows), folder=storage.join(work, name), steps=[step], schema=schema,
-            config=config, inputs=inputs, pool=_pool(wanted), max_rejected=wanted.max_rejected,
+            config=config, inputs=inputs, pool=_pool(wanted), max_rejected=math.inf,  # judged at the end
         )  # fmt: skip
         return map_rows(task, None if progress is None else lambda done, total: progress(name, done, total))
 
@@ -125,18 +128,20 @@ def acquire(
         "per_second": wanted.per_second / wanted.num_actors, "concurrency": wanted.concurrency,
         "max_attempts": wanted.max_attempts,
     }  # fmt: skip
-    flow("offers", "plan", Step(Finder, {**asking, "radius_m": wanted.radius_m}), OFFERS, inputs)
-    chosen, num_empty = _choose(storage.join(work, "offers"), points, wanted.per_point)
-    rejected: dict[str, int] = {}
-    num_rejected = 0
+    found = flow("offers", "plan", Step(Finder, {**asking, "radius_m": wanted.radius_m}), OFFERS, inputs)
+    rejected, num_rejected = Counter(found.rejected_reasons), found.num_rejected
+    chosen, num_empty = IMAGES.empty_table(), 0
+    if found.num_out:
+        chosen, num_empty = _choose(storage.join(work, "offers"), points, wanted.per_point)
+    listing = pd.DataFrame(columns=list(LISTING_COLUMNS))
     if chosen.num_rows:
         storage.delete(storage.join(work, "chosen"))
         storage.write_table(storage.join(work, "chosen", "part-0.parquet"), chosen)
-        share = None if wanted.max_images is None else -(-wanted.max_images // wanted.num_actors)
-        fetch = Step(Fetcher, {**asking, "max_images": share})
+        fetch = Step(Fetcher, {**asking, "max_images": _allowed(out, wanted)})
         images = flow("images", "chosen", fetch, IMAGES, {"offers": _digest(chosen)})
-        rejected, num_rejected = images.rejected_reasons, images.num_rejected
-    listing = _listing(storage.join(work, "images")) if chosen.num_rows else pd.DataFrame(columns=LISTING_COLUMNS)
+        rejected.update(images.rejected_reasons)
+        num_rejected += images.num_rejected
+        listing = _listing(storage.join(work, "images")) if images.num_out else listing
     storage.write_bytes(storage.join(out, "panoramas.csv"), listing.to_csv(index=False, lineterminator="\n").encode())
     storage.write_bytes(storage.join(out, "ATTRIBUTION.md"), _attribution(listing, source.terms).encode())
     if len(listing):
@@ -148,18 +153,41 @@ def acquire(
         "num_points": points.num_rows,
         "num_points_without_panorama": num_empty,
         "num_images": len(listing),
+        "num_left_by_quota": rejected[QUOTA],
         "licences": dict(Counter(listing["licence"]).most_common()),
         **_spending(out, source.paid, wanted.usd_per_1000),
     }
-    return storage.publish(
+    manifest = storage.publish(
         out, kind="acquisition", config=config, inputs=inputs, num_in=num_out + num_rejected, num_out=num_out,
-        num_rejected=num_rejected, rejected_reasons=rejected, details=details, seconds=time.monotonic() - started,
-        skip=("images/", "answers/"),
+        num_rejected=num_rejected, rejected_reasons=dict(rejected), details=details,
+        seconds=time.monotonic() - started, skip=("images/", "answers/"),
     )  # fmt: skip
+    failed = Counter({reason: count for reason, count in rejected.items() if reason != QUOTA})
+    enforce_max_rejected(
+        "acquisition", failed.total(), num_out + failed.total(), wanted.max_rejected, failed,
+        where=f"{work}/*/rejected/", setting="max_rejected",
+    )  # fmt: skip
+    return manifest
+
+
+def _refuse_another_source(out: str, config: Mapping[str, Any]) -> None:
+    """One folder holds the answers, the listing and the account of one source."""
+    there = storage.read_manifest(out)
+    if there is not None and there.config.get("source") not in (None, config["source"]):
+        raise ValueError(f"{out} holds panoramas of {there.config['source']}; give {config['source']} its own --out.")
+
+
+def _allowed(out: str, wanted: Acquisition) -> int | None:
+    """Images that may ever have been asked for in this folder when this run ends."""
+    if wanted.max_images is None:
+        return None
+    spent = AnswerStore(storage.join(out, "answers")).total()
+    return int(spent.get("num_image_attempts", 0)) + wanted.max_images
 
 
 def _pool(wanted: Acquisition) -> EmbedConfig:
-    return EmbedConfig(num_actors=wanted.num_actors, num_cpus=1.0, batch_size=64, rows_per_block=256)
+    num_actors = 1 if wanted.max_images is not None else wanted.num_actors
+    return EmbedConfig(num_actors=num_actors, num_cpus=1.0, batch_size=64, rows_per_block=256)
 
 
 def _plan_table(plan: pd.DataFrame) -> pa.Table:
@@ -172,7 +200,7 @@ def _plan_table(plan: pd.DataFrame) -> pa.Table:
     doubled = ids[ids.duplicated()]
     if len(doubled):
         raise ValueError(f"The plan_id {doubled.iloc[0]!r} stands in the plan more than once.")
-    region = plan["region"].astype(str) if "region" in plan else pd.Series([None] * len(plan), dtype=object)
+    regions = plan["region"].tolist() if "region" in plan else [None] * len(plan)
     lat, lon = plan["lat"].astype(float), plan["lon"].astype(float)
     bad = ~(lat.between(-90, 90) & lon.between(-180, 180))
     if bad.any():
@@ -183,7 +211,7 @@ def _plan_table(plan: pd.DataFrame) -> pa.Table:
         "split": pa.array(["train"] * len(plan), pa.string()),
         "lat": pa.array(lat.to_numpy()),
         "lon": pa.array(lon.to_numpy()),
-        "region": pa.array(region.tolist(), pa.string()),
+        "region": pa.array([str(name) if isinstance(name, str) and name else None for name in regions], pa.string()),
     }
     return pa.table(columns)
 
@@ -239,11 +267,13 @@ def _attribution(listing: pd.DataFrame, terms: str) -> str:
 def _spending(out: str, paid: bool, usd_per_1000: float | None) -> dict[str, Any]:
     """What was asked and paid for in this folder, by all runs together."""
     total = AnswerStore(storage.join(out, "answers")).total()
+    # Every complete answer is billed; of the repeated attempts nobody knows, so they are counted apart.
     num_images = int(total.get("num_images", 0))
     usd = None if usd_per_1000 is None else round(num_images * usd_per_1000 / 1000, 6)
     return {
         "num_requests": int(total.get("num_requests", 0)),
         "num_paid_images": num_images if paid else 0,
+        "num_repeated_attempts": max(0, int(total.get("num_image_attempts", 0)) - num_images) if paid else 0,
         "num_bytes": int(total.get("num_bytes", 0)),
         "cost_usd": usd if paid else 0.0,
     }

@@ -14,7 +14,7 @@ from hedwig.pipelines import plan
 from hedwig.pipelines.checks import keeps_frames, weights_of
 from hedwig.pipelines.encode import slicing_of
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
-from hedwig.sources import check_listing, read_listing
+from hedwig.sources import check_listing, read_image, read_listing
 
 __all__ = ["estimate"]
 
@@ -87,7 +87,7 @@ def _probe(x: Experiment, run: Run, uris: list[str]) -> tuple[list[int], list[fl
     sizes, seconds = [], []
     for uri in uris[:: max(1, len(uris) // NUM_PROBES)][:NUM_PROBES]:
         try:
-            data = storage.read_bytes(uri)
+            data = read_image(uri)
             began = time.perf_counter()
             slice_panorama(decode_image(data), slicing, projection="equirectangular", heading=float("nan"))
         except (OSError, ValueError):

@@ -19,6 +19,7 @@ from hedwig.pipelines.chain import columns_to_batch
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
 from hedwig.pipelines.world import SYNTHETIC_NOTE
 from hedwig.report import ReportContent, write_report
+from hedwig.sources import read_image
 
 __all__ = ["report"]
 
@@ -195,10 +196,10 @@ def _strip(row: Mapping[str, Any], width: int = 640) -> NDArray[np.uint8] | None
     try:
         bearings = row["bearing_uri"]
         if bearings is not None and len(bearings):
-            images = [decode_image(storage.read_bytes(str(uri))) for uri in bearings]
+            images = [decode_image(read_image(str(uri))) for uri in bearings]
             image = stitch_bearings(images, list(range(len(images))))
         else:
-            image = decode_image(storage.read_bytes(str(row["image_uri"])))
+            image = decode_image(read_image(str(row["image_uri"])))
     except (OSError, ValueError) as error:
         logger.warning("no picture of %s in the report: %s", row["image_uri"], error)
         return None

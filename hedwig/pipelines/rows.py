@@ -284,17 +284,25 @@ def _rejections(bad: pa.Table, kind: str) -> pa.Table:
 
 
 def enforce_max_rejected(
-    kind: str, num_rejected: int, num_in: int, max_rejected: float, reasons: Mapping[str, int], example: str = ""
+    kind: str,
+    num_rejected: int,
+    num_in: int,
+    max_rejected: float,
+    reasons: Mapping[str, int],
+    example: str = "",
+    *,
+    where: str | None = None,
+    setting: str = "data.max_rejected",
 ) -> None:
     """Raise TooManyRejected when the limit, a share below 1 or else a count, is passed."""
     limit = max_rejected * num_in if max_rejected < 1 else max_rejected
     if num_rejected > limit:
         commonest = "; ".join(f"{count} x {reason}" for reason, count in list(reasons.items())[:5])
         raise TooManyRejected(
-            f"{kind}: {num_rejected} of {num_in} rows were rejected, and data.max_rejected={max_rejected:g} allows "
+            f"{kind}: {num_rejected} of {num_in} rows were rejected, and {setting}={max_rejected:g} allows "
             f"{int(np.floor(limit))}. Commonest reasons: {commonest}."
             + (f" For example: {example}." if example else "")
-            + f" Every rejected row stands in {kind}/rejected/. Mend the input, or raise data.max_rejected."
+            + f" Every rejected row stands in {where or f'{kind}/rejected/'}. Mend the input, or raise {setting}."
         )
 
 

@@ -48,6 +48,7 @@ class Run:
         experiment: the settings.
         progress: called with (stage, rows done, rows in all) while rows flow.
         before_build: called before an artefact is made, and not when all is up to date: starts Ray.
+        siblings: outputs of other runs; an artefact that one of them has made of the same is taken over from there.
         resumed: stages whose artefact was there already.
         made: stage -> seconds it took.
     """
@@ -55,6 +56,7 @@ class Run:
     experiment: Experiment
     progress: Callable[[str, int, int], None] | None = None
     before_build: Callable[[], None] | None = None
+    siblings: Sequence[str] = ()
     resumed: list[str] = field(default_factory=list)
     made: dict[str, float] = field(default_factory=dict)
 
@@ -104,6 +106,11 @@ class Run:
             self.resumed.append(stage)
             logger.info("%-9s up to date: %s", stage, _counts(manifest))
             return manifest
+        manifest = self._taken_over(stage, kind, config, inputs)
+        if manifest is not None:
+            self.resumed.append(stage)
+            logger.info("%-9s the same as in an earlier run: %s", stage, _counts(manifest))
+            return manifest
         if self.before_build is not None:
             self.before_build()
         started = time.monotonic()
@@ -111,6 +118,18 @@ class Run:
         self.made[stage] = time.monotonic() - started
         logger.info("%-9s done in %.1f s: %s", stage, self.made[stage], _counts(manifest))
         return manifest
+
+    def _taken_over(
+        self, stage: str, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> storage.Manifest | None:
+        """The artefact of a sibling that was made of the same settings and inputs, now here too."""
+        for output in self.siblings:
+            there = Run(self.experiment.model_copy(update={"output": output}))
+            manifest = there.finished(stage, kind, config, inputs)
+            if manifest is not None:
+                storage.clone(there.folder(stage), self.folder(stage))
+                return manifest
+        return None
 
     def rows_progress(self, stage: str) -> Callable[[int, int], None] | None:
         """The progress callback of `map_rows` for one stage."""

@@ -50,7 +50,7 @@ def render_world(
     if not storage.exists(marker) or storage.read_bytes(marker).decode() != wanted:
         storage.delete(folder)
         storage.write_bytes(marker, wanted.encode())
-    rows = World(Geography.default().places(), section.seed).rows(section.num, width=section.width)
+    rows = World(_places(section), section.seed).rows(section.num, width=section.width)
     there = {os.path.basename(path) for path in storage.list_files(storage.join(folder, "images"))}
     todo = rows[~rows["image_uri"].map(os.path.basename).isin(there)]
     _render(folder, todo, section.width, len(rows) - len(todo), progress)
@@ -60,6 +60,17 @@ def render_world(
         folder, kind="world", config=config, inputs={}, num_in=len(rows), num_out=len(rows),
         details={"note": SYNTHETIC_NOTE}, seconds=time.monotonic() - started, skip=("images/",),
     )  # fmt: skip
+
+
+def _places(section: SyntheticConfig) -> pd.DataFrame:
+    """The places of the section's countries."""
+    places = Geography.default().places()
+    if not section.countries:
+        return places
+    unknown = sorted(set(section.countries) - set(places["country"]))
+    if unknown:
+        raise ValueError(f"data.synthetic.countries: no place is in {unknown[0]!r}; use ISO 3166-1 alpha-2, like US.")
+    return places[places["country"].isin(section.countries)].reset_index(drop=True)
 
 
 def _render(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hedwig.sources.tars import is_member, read_member
 from hedwig.storage import read_bytes
 
-__all__ = ["ImageReader"]
+__all__ = ["ImageReader", "read_image"]
 
 Batch = dict[str, NDArray[Any]]
 
@@ -43,13 +43,14 @@ def _fetch(row: tuple[str, Any]) -> tuple[Any, str | None]:
     uri, bearings = row
     try:
         if bearings is not None and len(bearings):
-            return [_read(str(address)) for address in bearings], None
-        return _read(uri), None
+            return [read_image(str(address)) for address in bearings], None
+        return read_image(uri), None
     except FileNotFoundError as error:
         return None, f"image not found: {error}"
     except (OSError, ValueError) as error:
         return None, f"image not readable: {error}"
 
 
-def _read(uri: str) -> bytes:
+def read_image(uri: str) -> bytes:
+    """The encoded image at a path, an ``s3://`` or ``gs://`` address, or inside a tar (``shard.tar#member``)."""
     return read_member(uri) if is_member(uri) else read_bytes(uri)

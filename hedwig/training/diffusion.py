@@ -37,8 +37,9 @@ from hedwig.diffusion.lora import (
 from hedwig.diffusion.prompts import PromptEncoder, PromptTemplate
 from hedwig.panorama import decode_image
 from hedwig.schema import check_columns
+from hedwig.sources import read_image
 from hedwig.sources.synthesised import SYNTHESISED
-from hedwig.storage import join, read_bytes, read_table, resolve, write_bytes
+from hedwig.storage import join, read_table, resolve, write_bytes
 from hedwig.training.loop import Reporter, jsonl, payload_of, restore, run, schedule, seeded, sum_over_workers
 
 __all__ = ["train_lora"]
@@ -290,7 +291,7 @@ class _Fit:
 
     def _pixels(self, row: int) -> Tensor:
         try:
-            image = decode_image(read_bytes(str(self.share["image_uri"][row])))
+            image = decode_image(read_image(str(self.share["image_uri"][row])))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"The image of {self.share['pano_id'][row]!r} cannot be trained on ({error}); mend it, or remove the "
