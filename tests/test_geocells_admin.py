@@ -13,7 +13,7 @@ from hedwig.geocells.geography import AdminTable
 
 def table(country, admin1, admin2):
     columns = [np.array(column, dtype=object) for column in (country, admin1, admin2)]
-    return AdminTable(*columns, np.zeros(len(country)))
+    return AdminTable(*columns, np.zeros(len(country)), np.zeros(len(country)))
 
 
 def blocks(spec):

@@ -37,6 +37,7 @@ def test_table_describes_the_members():
     cells = Geocells.from_membership(lat, lon, [7, 7, 3, 3, 3])
     assert cells.table.columns.tolist() == [
         "cell_id", "geometry", "lat", "lon", "num_panoramas", "radius_km", "country", "admin1", "parent",
+        "parent_1", "parent_2", "off_polygon_km",
     ]  # fmt: skip
     assert cells.table["cell_id"].dtype == np.int32
     assert cells.table["num_panoramas"].tolist() == [2, 3]
@@ -94,7 +95,7 @@ def test_a_place_claimed_twice_goes_to_the_majority():
 def test_ids_follow_country_admin1_position():
     names = AdminTable(
         np.array(["B", "A", "A", "A"], dtype=object), np.array(["x", "y", "x", "x"], dtype=object),
-        np.array([""] * 4, dtype=object), np.zeros(4),
+        np.array([""] * 4, dtype=object), np.zeros(4), np.zeros(4),
     )  # fmt: skip
     cells = Geocells.from_membership([0, 10, 30, 20], [0, 1, 2, 3], [4, 3, 2, 1], names)
     assert cells.table["lat"].round(6).tolist() == [20, 30, 10, 0]
@@ -156,14 +157,6 @@ def test_broken_tables_are_refused():
         Geocells(good.table, good.anchors.assign(lat=good.anchors["lat"].to_numpy()[::-1]))
 
 
-def test_build_refuses_what_it_cannot_do(quarters):
-    with pytest.raises(ValueError, match="Unknown method 's2'"):
-        build_geocells([0], [0], method="s2")
-    with pytest.raises(ValueError, match="num_cells=5 does nothing"):
-        build_geocells([0], [0], num_cells=5)
-    with pytest.raises(ValueError, match="no panoramas"):
-        build_geocells([], [])
-    with pytest.raises(ValueError, match="cannot fill 1 cells"):
-        build_geocells([0, 1], [0, 1], method="kmeans", geography=quarters)
+def test_positions_that_are_none_are_refused():
     with pytest.raises(ValueError, match="not positions"):
         Geocells.from_membership([np.nan], [0], [0])

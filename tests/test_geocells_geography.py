@@ -79,6 +79,9 @@ def test_default_and_natural_earth_files_agree_on_real_points(default, streetvie
     assert (theirs.admin1 != "").mean() > 0.99
     assert (theirs.place_km > 0).mean() < 0.06  # 3.1 % of the points lie off every polygon
     assert np.percentile(theirs.place_km, 99) < 20
+    np.testing.assert_array_equal(theirs.off_polygon_km, theirs.place_km)
+    assert 0.01 < (ours.off_polygon_km > 0).mean() < 0.06
+    assert np.percentile(ours.off_polygon_km, 99) < 20
 
 
 def squares():
@@ -111,7 +114,7 @@ def test_a_projected_file_is_turned_into_degrees(tmp_path):
 
 
 def test_errors_name_the_columns_and_the_rows(default):
-    with pytest.raises(ValueError, match=r"no column 'iso_a2'; they have \['code', 'label'\]"):
+    with pytest.raises(ValueError, match=r"no column named one of .*'iso_a2'.*; they have \['code', 'label'\]"):
         Geography.from_polygons(squares())
     with pytest.raises(ValueError, match="No value of column 'label' is an ISO"):
         Geography.from_polygons(squares(), country_column="label")
@@ -122,7 +125,7 @@ def test_errors_name_the_columns_and_the_rows(default):
     with pytest.raises(ValueError, match="no places"):
         Geography.from_polygons(squares(), country_column="code").places()
     with pytest.raises(ValueError, match=r"lengths \[1, 2\]"):
-        AdminTable(np.array(["A"]), np.array(["A"]), np.array(["A"]), np.zeros(2))
+        AdminTable(np.array(["A"]), np.array(["A"]), np.array(["A"]), np.zeros(2), np.zeros(1))
 
 
 def test_country_polygons_and_map_outlines(default):

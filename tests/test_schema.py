@@ -15,6 +15,9 @@ def test_embeddings_schema_has_fixed_size_vectors():
     table = schema.embeddings_schema(512, 768)
     assert table.field("image_embedding").type.list_size == 512
     assert table.field("text_embedding").type.list_size == 768
+    assert table.field("caption_truncated").type == "bool"
+    assert "frame_embeddings" not in table.names
+    assert schema.embeddings_schema(512, 768, 4).field("frame_embeddings").type.list_size == 4 * 512
     assert table.names[: len(schema.PANORAMAS.names)] == schema.PANORAMAS.names
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hedwig.cli import acquire, ask, bench, data, diffusion, experiment, make, models, plan, tools
+from hedwig.cli import acquire, ask, bench, data, diffusion, evaluate, experiment, geocells, make, models, plan, tools
 from hedwig.cli.console import HedwigGroup, console
 
 __all__ = ["app", "main"]
@@ -43,7 +43,9 @@ def _options(
 
 
 make.register(app)
+evaluate.register(app)
 experiment.register(app)
+geocells.register(app)
 ask.register(app)
 data.register(app)
 tools.register(app)

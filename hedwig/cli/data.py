@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hedwig.cli.console import DATA_REFUSED, Progress, set_up, show
+from hedwig.cli.listings import (
+    account,
+    card_beside,
+    file_name,
+    folder_of,
+    refuse_overwriting,
+    rejection,
+    relative,
+    write_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-    from hedwig.sources import CheckedListing
 
 __all__ = ["register"]
 
@@ -45,12 +53,13 @@ def listing(
     images: Annotated[str | None, typer.Option(help="Folder of the images, where it is not that of PATH.")] = None,
     source: Annotated[str | None, typer.Option(help="Source of rows that name none.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of rows that name none.")] = None,
+    sha256: Annotated[bool, typer.Option(help="Read local images and write their digests.")] = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Read a data set or a folder of photographs and write a checked listing of panoramas.
 
-    Rows that cannot be used are kept with their reason beside it, in NAME.rejected.csv.
+    Rows that cannot be used are kept with their reason beside it, in NAME.rejected.csv; a data card in NAME.card.html.
 
     Example: hedwig listing folder photos/ --licence "CC BY 4.0" --out panoramas.csv
     """
@@ -61,23 +70,20 @@ def listing(
     out = storage.resolve(out)
     if not out.lower().endswith((".csv", ".parquet")):
         raise typer.BadParameter(f"--out {out} must end with .csv or .parquet")
+    rejected_at = os.path.splitext(out)[0] + ".rejected.csv"
+    refuse_overwriting(storage.resolve(path), (out, rejected_at))
     frame = _rows_of(kind, path, images)
     for name, value in (("source", source), ("licence", licence)):
         if value is not None:
             frame[name] = [there or value for there in frame[name]]
-    authors: dict[Any, Any] = {}
-    if "author" in frame:
-        authors = dict(zip(frame["image_uri"], frame["author"], strict=True))
-    checked = check_listing(frame, image_root=images or _folder_of(storage.resolve(path)))
+    checked = check_listing(frame, image_root=images or folder_of(storage.resolve(path)), sha256=sha256)
     rows = checked.panoramas.drop_columns(["bearing_uri", "bearing_deg"]).to_pylist()
     for row in rows:
-        row.setdefault("author", authors.get(row["image_uri"]))
-        row["image_uri"] = _relative(row["image_uri"], _folder_of(out))
-    names = [n for n in (*checked.panoramas.column_names, "author") if n not in ("bearing_uri", "bearing_deg")]
-    _write_rows(out, rows, list(dict.fromkeys(names)))
-    result = _account(checked, len(rows), checked.rejected.to_pylist(), os.path.splitext(out)[0] + ".rejected.csv")
+        row["image_uri"] = relative(row["image_uri"], folder_of(out))
+    write_rows(out, rows, [n for n in checked.panoramas.column_names if n not in ("bearing_uri", "bearing_deg")])
+    result = account(checked, len(rows), checked.rejected.to_pylist(), rejected_at)
     located = sum(row["lat"] is not None for row in rows)
-    result |= {"listing": out, "num_located": located, "reasons": checked.reasons}
+    result |= {"listing": out, "card": card_beside(out), "num_located": located, "reasons": checked.reasons}
     reasons = "".join(f"\n  {count} x {reason}" for reason, count in checked.reasons.items())
     show(result, f"{len(rows)} of {checked.num_in} rows, {located} with a position: {out}{reasons}")
     if not rows:
@@ -87,9 +93,12 @@ def listing(
 def stitch(
     path: Annotated[str, typer.Argument(metavar="LISTING|DIR", help="Rows of bearings, or PANO_HEADING.jpg files.")],
     out: Annotated[str, typer.Option("--out", help="Folder for panoramas.csv and images/.")],
-    fov_deg: Annotated[float, typer.Option("--fov", help="Horizontal field of view of a picture, degrees.")] = 90.0,
+    fov_deg: Annotated[
+        float | None,
+        typer.Option("--fov", help="Horizontal field of view, degrees; else the listing's fov_deg, or 90."),
+    ] = None,
     pitch_deg: Annotated[float, typer.Option("--pitch", help="Elevation of the pictures' centres, degrees.")] = 0.0,
-    height_px: Annotated[int, typer.Option("--height", min=16, max=8192, help="Rows of a panorama.")] = 512,
+    height_px: Annotated[int, typer.Option("--height", min=16, max=4096, help="Rows of a panorama.")] = 512,
     projection: Annotated[Literal["equirectangular", "strip"], typer.Option(help="See above.")] = "equirectangular",
     heading_deg: Annotated[float, typer.Option("--heading", help="Heading of the centre column.")] = 0.0,
     feather_deg: Annotated[float, typer.Option("--feather", help="Blending on either side of a seam.")] = 10.0,
@@ -100,9 +109,10 @@ def stitch(
 
     A listing has one row per picture, with pano_id and heading; a folder has files PANO_HEADING.jpg or
     PANO/HEADING.jpg. 'equirectangular' is the whole sphere, black where nothing was seen; 'strip' is the cylinder of
-    all that every heading shows. Exit code 3 when something was rejected.
+    all that every heading shows. Exit code 3 when something was rejected; a picture whose listing says another field of
+    view than --fov is.
 
-    Example: hedwig stitch streetview/panoramas.csv --fov 90 --out stitched/
+    Example: hedwig stitch streetview/panoramas.csv --out stitched/
     """
     set_up(quiet=quiet, as_json=as_json)
     from hedwig import storage
@@ -110,11 +120,17 @@ def stitch(
     from hedwig.sources import ImageReader, check_listing, read_listing
 
     path, out = storage.resolve(path), storage.resolve(out)
+    target, rejected_at = storage.join(out, "panoramas.csv"), storage.join(out, "rejected.csv")
+    refuse_overwriting(path, (target, rejected_at))
     if storage.is_folder(path) and not storage.list_files(path, suffix=".parquet"):
         frame, root = _bearings_in(path), path
     else:
-        frame, root = read_listing(path), _folder_of(path)
+        frame, root = read_listing(path), folder_of(path)
     checked = check_listing(frame, image_root=root, layout="bearings")
+    inputs = {uri for uris in checked.panoramas["bearing_uri"].to_pylist() for uri in uris}
+    for pano_id in checked.panoramas["pano_id"].to_pylist():
+        if (image := storage.join(out, "images", f"{file_name(pano_id)}.jpg")) in inputs:
+            raise ValueError(f"{image} is one of the pictures and would be overwritten; choose another --out.")
     stages = (
         ImageReader(),
         ViewStitcher(
@@ -125,28 +141,26 @@ def stitch(
     rows, rejected = [], checked.rejected.to_pylist()
     for row, batch, reason in _through(stages, checked.panoramas, "stitch"):
         if reason is not None:
-            rejected.append(_rejection(row, "stitch", reason))
+            rejected.append(rejection(row, "stitch", reason))
             continue
         data = batch["image_bytes"]
-        name = f"images/{_file_name(row['pano_id'])}.jpg"
+        name = f"images/{file_name(row['pano_id'])}.jpg"
         storage.write_bytes(storage.join(out, *name.split("/")), data)
         num_bearings = len(row.pop("bearing_uri"))
         row.pop("bearing_deg")
         made = {name: batch[name] for name in ("projection", "heading", "band_deg", "overlap_deg")}
-        rows.append(
-            {**row, **made, "image_uri": name, "num_bearings": num_bearings, "sha256": hashlib.sha256(data).hexdigest()}
-        )
-    target = storage.join(out, "panoramas.csv")
+        made |= {"sha256": hashlib.sha256(data).hexdigest(), "fov_deg": None}
+        rows.append({**row, **made, "image_uri": name, "num_bearings": num_bearings})
     columns = [n for n in checked.panoramas.column_names if n not in ("bearing_uri", "bearing_deg")]
-    _write_rows(target, rows, [*columns, "band_deg", "overlap_deg", "num_bearings", "sha256"])
-    result = _account(checked, len(rows), rejected, storage.join(out, "rejected.csv"))
+    write_rows(target, rows, [*columns, "band_deg", "overlap_deg", "num_bearings"])
+    result = account(checked, len(rows), rejected, rejected_at)
     bands = sorted({row["band_deg"] for row in rows})
     text = f"{len(rows)} of {result['num_in']} stitched: {target}"
     if bands:
         text += (
             f"\nEvery heading shows {bands[0]:g} degrees around the horizon: slice with slicing.band_deg={bands[0]:g}."
         )
-    show({**result, "listing": target, "band_deg": bands}, text)
+    show({**result, "listing": target, "card": card_beside(target), "band_deg": bands}, text)
     if rejected:
         raise typer.Exit(DATA_REFUSED)
 
@@ -166,6 +180,7 @@ def check_images(
     """Measure every image of a listing: sharpness, exposure, emptiness, and which are the same picture.
 
     With --out: quality.csv (every row), panoramas.csv (rows worth keeping) and rejected.csv (the others, with reason).
+    Exit code 3 when something was rejected.
 
     Example: hedwig check-images panoramas.csv --out checked/
     """
@@ -175,12 +190,17 @@ def check_images(
     from hedwig.sources import ImageReader, check_listing, read_listing
 
     path = storage.resolve(path)
-    checked = check_listing(read_listing(path), image_root=_folder_of(path), layout=layout)
+    if out is not None:
+        out = storage.resolve(out)
+        refuse_overwriting(path, tuple(storage.join(out, f"{n}.csv") for n in ("panoramas", "quality", "rejected")))
+    checked = check_listing(read_listing(path), image_root=folder_of(path), layout=layout)
     stages = (ImageReader(), QualityFilter(limits=QualityLimits(min_sharpness=min_sharpness)))
     numbers = QualityFilter.writes[:-2]
     panoramas, measured = [], []
     for row, batch, reason in _through(stages, checked.panoramas, "check"):
         panoramas.append(row)
+        if reason is None:
+            _digest(row, batch["image_bytes"])
         has_numbers = "sharpness" in batch
         measured.append(
             {
@@ -196,20 +216,21 @@ def check_images(
     rejected = checked.rejected.to_pylist()
     for row, found in zip(panoramas, measured, strict=True):
         if found["reason"] is not None:
-            rejected.append(_rejection(row, "quality", found["reason"]))
+            rejected.append(rejection(row, "quality", found["reason"]))
     kept = [row for row, found in zip(panoramas, measured, strict=True) if found["reason"] is None]
-    rejected_at = None
+    rejected_at = card = None
     if out is not None:
-        out = storage.resolve(out)
-        _write_rows(storage.join(out, "quality.csv"), measured, list(measured[0]) if measured else ["pano_id"])
-        _write_rows(storage.join(out, "panoramas.csv"), *_as_listing(kept, checked.panoramas.column_names))
-        rejected_at = storage.join(out, "rejected.csv")
-    result = _account(checked, len(kept), rejected, rejected_at)
+        write_rows(storage.join(out, "quality.csv"), measured, list(measured[0]) if measured else ["pano_id"])
+        write_rows(storage.join(out, "panoramas.csv"), *_as_listing(kept, checked.panoramas.column_names))
+        rejected_at, card = storage.join(out, "rejected.csv"), card_beside(storage.join(out, "panoramas.csv"))
+    result = account(checked, len(kept), rejected, rejected_at)
     num_duplicates = sum(found["duplicate_of"] is not None for found in measured)
     lines = [f"{'pano_id':<36} {'sharp':>7} {'bright':>6} {'entropy':>7} {'flat':>5}  remark"]
     lines += [_line(found) for found in measured]
     lines.append(f"{len(kept)} of {result['num_in']} kept, {num_duplicates} near duplicates.")
-    show({**result, "num_duplicates": num_duplicates, "images": measured}, "\n".join(lines))
+    show({**result, "card": card, "num_duplicates": num_duplicates, "images": measured}, "\n".join(lines))
+    if rejected:
+        raise typer.Exit(DATA_REFUSED)
 
 
 def _rows_of(kind: str, path: str, images: str | None) -> pd.DataFrame:
@@ -307,13 +328,22 @@ def _mark_duplicates(
             found[name] = f"{found[name]:016x}"
 
 
+def _digest(row: dict[str, Any], images: Any) -> None:
+    """Fill ``sha256``, or ``bearing_sha256`` of a row in bearings, from the bytes that were read."""
+    if row["bearing_uri"]:
+        row["bearing_sha256"] = [hashlib.sha256(image).hexdigest() for image in images]
+    else:
+        row["sha256"] = hashlib.sha256(images).hexdigest()
+
+
 def _as_listing(rows: list[dict[str, Any]], names: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Kept rows as a listing again: one row per panorama, or per heading where it came in bearings."""
     listed = []
     for row in rows:
         if row["bearing_uri"]:
-            pairs = zip(row["bearing_uri"], row["bearing_deg"], strict=True)
-            listed += [{**row, "projection": None, "image_uri": uri, "heading": heading} for uri, heading in pairs]
+            names_of_one = ("image_uri", "heading", "sha256")
+            images = zip(row["bearing_uri"], row["bearing_deg"], row["bearing_sha256"], strict=True)
+            listed += [{**row, "projection": None, **dict(zip(names_of_one, one, strict=True))} for one in images]
         else:
             listed.append(row)
     return listed, [name for name in names if name not in ("bearing_uri", "bearing_deg")]
@@ -325,51 +355,3 @@ def _line(found: dict[str, Any]) -> str:
         return f"{found['pano_id']:<36} {'':>28}  {remark}"
     numbers = f"{found['sharpness']:>7.0f} {found['brightness']:>6.0f} {found['entropy_bits']:>7.1f}"
     return f"{found['pano_id']:<36} {numbers} {found['flatness']:>5.2f}  {remark}".rstrip()
-
-
-def _account(checked: CheckedListing, num_out: int, rejected: list[dict[str, Any]], path: str | None) -> dict[str, Any]:
-    """The counts of a command; the rejected rows go to `path`, and an older file there goes where there are none."""
-    from hedwig import storage
-    from hedwig.schema import REJECTED
-
-    if path is not None:
-        if rejected:
-            _write_rows(path, rejected, REJECTED.names)
-        else:
-            storage.delete(path)
-    if checked.num_in != num_out + len(rejected):
-        raise RuntimeError(f"{checked.num_in} rows went in, {num_out} came out and {len(rejected)} were rejected.")
-    kept = [{name: row[name] for name in ("pano_id", "image_uri", "row", "reason")} for row in rejected]
-    return {"num_in": checked.num_in, "num_out": num_out, "num_rejected": len(rejected), "rejected": kept}
-
-
-def _rejection(row: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
-    named = {name: row[name] for name in ("pano_id", "image_uri")}
-    return {**named, "row": None, "stage": stage, "reason": reason}
-
-
-def _write_rows(path: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    import pandas as pd
-    import pyarrow as pa
-
-    from hedwig import storage
-
-    frame = pd.DataFrame([{name: row.get(name) for name in columns} for row in rows], columns=columns)
-    if path.lower().endswith(".parquet"):
-        storage.write_table(path, pa.Table.from_pandas(frame, preserve_index=False))
-    else:
-        storage.write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
-
-
-def _folder_of(path: str) -> str:
-    return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(path)
-
-
-def _relative(uri: str, folder: str) -> str:
-    """`uri` from `folder` on where it lies below it, so that the listing can be moved with its images."""
-    return uri[len(folder) + 1 :] if folder and uri.startswith(folder + "/") else uri
-
-
-def _file_name(pano_id: str) -> str:
-    safe = re.sub(r"[^\w.-]", "_", pano_id)
-    return safe if safe == pano_id else f"{safe}-{hashlib.sha256(pano_id.encode()).hexdigest()[:8]}"

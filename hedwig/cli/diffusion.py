@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hedwig.cli.console import Progress, set_up, show
+from hedwig.cli.listings import card_beside
 
 __all__ = ["register"]
 
@@ -31,6 +32,10 @@ def synthesize(
     out: Annotated[Path, typer.Option("--out", help="Folder for images/ and panoramas.csv.")],
     controlnet: Annotated[
         str | None, typer.Option("--controlnet", help="Folder of sd-i2p: each row's image is the view in front.")
+    ] = None,
+    view_fov: Annotated[
+        float | None,
+        typer.Option("--view-fov", min=1, max=160, help="Of that view, degrees; of a photograph, its middle square."),
     ] = None,
     lora: Annotated[str | None, typer.Option("--lora", help="Folder of trained adapters.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
@@ -60,6 +65,7 @@ def synthesize(
     generator: dict[str, Any] = {
         "model": model,
         "controlnet": controlnet,
+        "view_fov_deg": view_fov,
         "lora": lora,
         "num_steps": steps,
         "guidance": guidance,
@@ -80,7 +86,13 @@ def synthesize(
         )
     listing = str(out / "panoramas.csv")
     counts = {"num_in": manifest.num_in, "num_out": manifest.num_out, "num_rejected": manifest.num_rejected}
-    result = {"listing": listing, **counts, "reasons": manifest.rejected_reasons, **manifest.details}
+    result = {
+        "listing": listing,
+        "card": card_beside(listing),
+        **counts,
+        "reasons": manifest.rejected_reasons,
+        **manifest.details,
+    }
     text = f"{manifest.num_out} of {manifest.num_in} panoramas made, {manifest.num_rejected} rejected: {listing}"
     if manifest.details["num_captions_cut"]:
         text += f"\n{manifest.details['num_captions_cut']} captions were longer than the prompt and were cut."

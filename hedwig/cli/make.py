@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hedwig.cli.console import Progress, set_up, show
+from hedwig.cli.geocells import geocells_app
 
 if TYPE_CHECKING:
     from hedwig.config import Experiment
@@ -30,13 +31,11 @@ Force = Annotated[bool, typer.Option("--force", help="Make the artefacts anew ev
 # Command -> (stage, what it does): each runs one stage on the artefacts that are there.
 STAGE_COMMANDS = {
     "caption": ("caption", "Write one caption per panorama.  Reads panoramas/, writes captions/."),
-    "geocells": ("geocells", "Partition the Earth.  Reads embeddings/, writes geocells/."),
     "train": (
         "train",
         "Train projection and geocell classifier.  Reads embeddings/ and geocells/, writes geolocator/.",
     ),
     "index": ("index", "Build the retriever's index.  Reads embeddings/ and geolocator/, writes index/."),
-    "evaluate": ("evaluate", "Score the held-out split and write the report.  Reads predictions/, writes report/."),
 }
 
 
@@ -47,6 +46,8 @@ def register(app: typer.Typer) -> None:
     app.command("embed", rich_help_panel="Make")(embed)
     for name, (stage, text) in STAGE_COMMANDS.items():
         app.command(name, rich_help_panel="Make", help=text)(_stage_command(stage))
+    text = "The geocells of an experiment.  Reads embeddings/, writes geocells/."
+    geocells_app.command("run", help=text)(_stage_command("geocells"))
 
 
 def run(

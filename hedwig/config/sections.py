@@ -94,7 +94,13 @@ class CaptionsConfig(_Section):
 
     source: Literal["template", "none", "openai", "openai-batch", "transformers", "vllm"] = "template"
     prompt: Literal["basic", "verbose", "two-step"] = "basic"
-    token_budget: int = Field(default=30, ge=5, le=200, description="30 fill ViCLIP's context, 75 CLIP's")
+    token_budget: int | None = Field(
+        default=None,
+        ge=5,
+        le=75,
+        description="longest caption; default: what the encoder reads (30 for ViCLIP, 75 for CLIP), and not cut at all "
+        "for prompt=verbose or encoder.long_captions=chunks",
+    )
     model: str | None = Field(default=None, description="name at the endpoint, or the local folder of a model")
     revision: str | None = Field(default=None, description="part of the key under which answers are kept")
     base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, ending in /v1")
@@ -110,6 +116,10 @@ class CaptionsConfig(_Section):
     timeout_s: float = Field(default=60.0, gt=0)
     max_attempts: int = Field(default=6, ge=1)
     poll_s: float = Field(default=60.0, gt=0, description="openai-batch: seconds between two looks at the batches")
+    batch_requests: int = Field(default=50_000, ge=1, le=50_000, description="openai-batch: most requests in a batch")
+    batch_megabytes: int = Field(
+        default=200, ge=1, le=200, description="openai-batch: largest batch; smaller where a tier takes fewer tokens"
+    )
     usd_per_million_input: float | None = Field(
         default=None, ge=0, description="None: cost is not stated; for openai-batch the batch's price"
     )
@@ -191,17 +201,22 @@ class PolygonsConfig(_Section):
     """Administrative polygons to use instead of the offline default geography."""
 
     admin0: str
-    admin1: str | None = None
-    admin2: str | None = None
+    admin1: str | tuple[str, ...] | None = None
+    admin2: str | tuple[str, ...] | None = None
+    country_column: str | None = Field(default=None, description="ISO codes; default: those of the known data sets")
+    admin1_column: str | None = None
+    admin2_column: str | None = None
 
 
 class GeocellsConfig(_Section):
     """How the Earth is partitioned."""
 
-    method: Literal["admin", "kmeans"] = "admin"
+    method: Literal["admin", "kmeans", "quadtree", "quadtree-adaptive", "h3"] = "admin"
     min_panoramas: int = Field(default=30, ge=1)
     max_panoramas: int = Field(default=60, ge=1)
     num_cells: int | None = Field(default=None, ge=1, description="kmeans only; default: from the bounds")
+    depth: int = Field(default=10, ge=1, le=30, description="quadtree only: most divisions")
+    levels: int = Field(default=3, ge=2, le=4, description="of the hierarchy, the cells included")
     polygons: PolygonsConfig | None = None
     seed: int = Field(default=0, ge=0)
 

@@ -8,10 +8,11 @@ order of the rows they came in. Polygons use shapely's x = lon, y = lat; nothing
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -21,12 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from hedwig.geo import chord_to_km, haversine_km, lat_lon, unit_vectors
-from hedwig.geocells.admin import admin_membership
-from hedwig.geocells.geography import AdminTable, Geography, wrapped
-from hedwig.geocells.kmeans import spherical_kmeans
+from hedwig.geocells.geography import AdminTable, wrapped
+from hedwig.geocells.hierarchy import Level, parent_names
 from hedwig.geocells.voronoi import nearest_anchor, voronoi_polygons
 
-__all__ = ["Geocells", "build_geocells"]
+__all__ = ["Geocells", "places_of"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,13 +41,15 @@ OVERLAP_SHARE = 1e-6  # polygons may overlap by this share of their area
 
 @dataclass(frozen=True, eq=False)
 class Geocells:
-    """C cells; made by `build_geocells` or `Geocells.from_membership`, checked whenever one is made or loaded.
+    """C cells, made by `build_geocells` or `Geocells.from_membership`; checked whenever one is made or loaded.
 
     Attributes:
         table: GeoDataFrame (C rows, EPSG:4326): `cell_id` int32 equal to the row number; `geometry`; `lat`, `lon`, the
             spherical mean of its panoramas; `num_panoramas`; `radius_km`, the largest distance of a panorama of the
-            cell from there; `country` and `admin1` of most of its panoramas ("" unknown); `parent`, the coarser
-            cell: its country.
+            cell from there; `country` and `admin1` of most of its panoramas ("" unknown); `parent_1`, `parent_2` ...,
+            names of the coarser cells it lies in, coarsest first, nested (see `hedwig.geocells.hierarchy`), and
+            `parent`, which is `parent_1`; `off_polygon_km`, the largest distance of a panorama from the country that
+            it was counted to without lying in its polygon (0 if all lie in it).
         anchors: DataFrame of distinct training places: `lat`, `lon` in degrees, `cell_id` int32.
 
     Raises:
@@ -76,6 +78,10 @@ class Geocells:
         if len(empty):
             raise ValueError(f"{len(empty)} cells have no anchor, first cell_id {empty[0]}; drop and renumber them.")
         self._check_polygons(self.table.geometry.to_numpy(), owner)
+        levels = self.hierarchy()
+        for coarse, fine in itertools.pairwise(levels):
+            if len(np.unique(np.stack([coarse.parent, fine.parent]), axis=1).T) > len(fine.names):
+                raise ValueError(f"A value of {fine.column} lies in several of {coarse.column}; levels must be nested.")
 
     def _check_polygons(self, polygons: NDArray[np.object_], owner: Ints) -> None:
         bad = np.flatnonzero(~(shapely.is_valid(polygons) & ~shapely.is_empty(polygons)))
@@ -108,7 +114,13 @@ class Geocells:
 
     @classmethod
     def from_membership(
-        cls, lat: ArrayLike, lon: ArrayLike, cell_ids: ArrayLike, admin: AdminTable | None = None
+        cls,
+        lat: ArrayLike,
+        lon: ArrayLike,
+        cell_ids: ArrayLike,
+        admin: AdminTable | None = None,
+        *,
+        levels: int = 3,
     ) -> Geocells:
         """Cells whose members are the points with equal `cell_ids`; these are renumbered, see the module.
 
@@ -118,10 +130,11 @@ class Geocells:
             lat: degrees (N,).
             lon: degrees (N,).
             cell_ids: any integers (N,), one value a cell.
-            admin: hierarchy of the N points, for the columns country, admin1 and parent.
+            admin: hierarchy of the N points, for the columns country, admin1 and those of the parents.
+            levels: 2 to 4 levels of the hierarchy, the cells included.
 
         Raises:
-            ValueError: no points, coordinates that are not positions, or lengths that differ.
+            ValueError: no points, coordinates that are not positions, lengths that differ, or another number of levels.
         """
         lat, lon = wrapped(lat, lon)
         claimed = np.asarray(cell_ids)
@@ -131,7 +144,7 @@ class Geocells:
                 f"Cells need at least one point and columns of one length; got {len(lat)} positions, {len(claimed)} "
                 f"cell ids and {num_admin} admin rows."
             )
-        place_lat, place_lon, place, counts = _places(lat, lon)
+        place_lat, place_lon, place, counts = places_of(lat, lon)
         country, admin1 = _place_names(admin, place, len(counts))
         label = _majority(np.unique(claimed, return_inverse=True)[1], place, len(counts))
         label = np.unique(label, return_inverse=True)[1]
@@ -143,7 +156,10 @@ class Geocells:
         centre_lat, centre_lon = centre_lat[order], centre_lon[order]
         radius = np.zeros(num_cells)
         np.maximum.at(radius, label, haversine_km(place_lat, place_lon, centre_lat[label], centre_lon[label]))
+        off_km = np.zeros(num_cells)
+        np.maximum.at(off_km, label, _place_off_km(admin, place, len(counts)))
         drawn, polygons = voronoi_polygons(place_lat, place_lon, label)
+        parents = parent_names(cell_country[order], cell_admin1[order], centre_lat, centre_lon, levels)
         table = gpd.GeoDataFrame(
             {
                 "cell_id": drawn.astype(np.int32),
@@ -154,7 +170,9 @@ class Geocells:
                 "radius_km": radius,
                 "country": cell_country[order],
                 "admin1": cell_admin1[order],
-                "parent": cell_country[order],
+                "parent": parents[0],
+                **{f"parent_{number}": names for number, names in enumerate(parents, 1)},
+                "off_polygon_km": off_km,
             },
             geometry="geometry",
             crs="EPSG:4326",
@@ -170,6 +188,14 @@ class Geocells:
         """Cell (N,) int32 of each point, and the distance to its nearest anchor in km (N,) float64."""
         chord, row = nearest_anchor(self._tree, *wrapped(lat, lon))
         return self.anchors["cell_id"].to_numpy(dtype=np.int32)[row], chord_to_km(np.minimum(chord, 2.0))
+
+    def hierarchy(self) -> list[Level]:
+        """The coarser levels, coarsest first: for each the names of the parents and the parent (C,) of each cell.
+
+        Cells saved before there were levels have one, their countries.
+        """
+        columns = [name for name in self.table.columns if name.startswith("parent_")] or ["parent"]
+        return [Level.of(name, self.table[name]) for name in sorted(columns)]
 
     def save(self, folder: str | Path) -> None:
         """Write `geocells.parquet` (GeoParquet) and `anchors.parquet` into a folder, made if needed."""
@@ -193,63 +219,7 @@ class Geocells:
         return cls(gpd.read_parquet(folder / "geocells.parquet"), pd.read_parquet(folder / "anchors.parquet"))
 
 
-def build_geocells(
-    lat: ArrayLike,
-    lon: ArrayLike,
-    *,
-    method: Literal["admin", "kmeans"] = "admin",
-    min_panoramas: int = 30,
-    max_panoramas: int = 60,
-    num_cells: int | None = None,
-    geography: Geography | None = None,
-    seed: int = 0,
-) -> Geocells:
-    """Geocells of training panoramas; the same points in any order give the same cells with the same numbers.
-
-    The bounds hold except where they cannot: see `admin_membership` for small countries and crowded places; under
-    "kmeans" panoramas at one place that fell into two cells are brought together afterwards.
-
-    Args:
-        lat: degrees (N,) of the training panoramas.
-        lon: degrees (N,).
-        method: "admin" (PIGEON's semantic cells) or "kmeans" (capacity-constrained spherical k-means).
-        min_panoramas: fewest panoramas of a cell.
-        max_panoramas: most panoramas of a cell.
-        num_cells: for "kmeans": C; by default as many as make the mean size the middle of the bounds.
-        geography: hierarchy and country names; `Geography.default()` if not given.
-        seed: of the k-means seeding; "admin" has no random step.
-
-    Raises:
-        ValueError: an unknown method, bounds that cannot hold, num_cells with "admin", or bad coordinates.
-    """
-    if method not in ("admin", "kmeans"):
-        raise ValueError(f"Unknown method {method!r}; use 'admin' or 'kmeans'.")
-    if method == "admin" and num_cells is not None:
-        raise ValueError(f"num_cells={num_cells} does nothing with method 'admin'; set the bounds or use 'kmeans'.")
-    lat, lon = wrapped(lat, lon)
-    if len(lat) == 0:
-        raise ValueError("There are no panoramas to build geocells from; check the split they were taken from.")
-    place_lat, place_lon, _, counts = _places(lat, lon)
-    admin = (Geography.default() if geography is None else geography).lookup(place_lat, place_lon)
-    every = np.repeat(np.arange(len(counts)), counts)
-    if method == "admin":
-        label = admin_membership(
-            place_lat,
-            place_lon,
-            admin,
-            min_panoramas=min_panoramas,
-            max_panoramas=max_panoramas,
-            counts=counts,
-        )[every]
-    else:
-        if num_cells is None:
-            num_cells = max(1, round(2 * len(every) / max(1, min_panoramas + max_panoramas)))
-        vectors = unit_vectors(place_lat, place_lon)[every]
-        label = spherical_kmeans(vectors, num_cells, min_panoramas, max_panoramas, seed).astype(np.int64)
-    return Geocells.from_membership(place_lat[every], place_lon[every], label, admin.take(every))
-
-
-def _places(lat: Floats, lon: Floats) -> tuple[Floats, Floats, Ints, Ints]:
+def places_of(lat: Floats, lon: Floats) -> tuple[Floats, Floats, Ints, Ints]:
     """Distinct places sorted by (lat, lon), the place (N,) of each point, and the number of points at each."""
     lat = np.round(lat, PLACE_DECIMALS)
     lon = np.round(lon, PLACE_DECIMALS)
@@ -276,6 +246,10 @@ def _place_names(admin: AdminTable | None, place: Ints, num_places: int) -> tupl
         return np.full(num_places, ""), np.full(num_places, "")
     first = np.unique(place, return_index=True)[1]
     return admin.country[first].astype(str), admin.admin1[first].astype(str)
+
+
+def _place_off_km(admin: AdminTable | None, place: Ints, num_places: int) -> Floats:
+    return np.zeros(num_places) if admin is None else admin.off_polygon_km[np.unique(place, return_index=True)[1]]
 
 
 def _centres(lat: Floats, lon: Floats, counts: Ints, label: Ints, num_cells: int) -> tuple[Floats, Floats]:

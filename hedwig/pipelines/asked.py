@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from hedwig.sources.synthesised import is_synthesised
 
 __all__ = ["Asked", "read_asked"]
 
+logger = logging.getLogger(__name__)
+
 TEXT = ("pano_id", "caption", "country", "sequence", "split", "image_uri", "source", "projection")
 NUMBERS = ("lat", "lon", "heading")
 
@@ -33,14 +36,17 @@ class Asked:
     """The rows that ask for panoramas.
 
     Attributes:
-        table: the panorama columns, `caption`, and `fault` (null, or why the row is wrong).
+        table: the panorama columns, `caption`, `fault` (null, or why the row is wrong), and `projection_known`; where
+            that is false, `projection` is a guess that the image may prove wrong.
         digest: of the file or table that they were read from.
         left_out: why -> how many rows may not ask.
+        split_unknown: rows that ask and name no split: nobody knows whether they are held out elsewhere.
     """
 
     table: pa.Table
     digest: str
     left_out: dict[str, int]
+    split_unknown: int = 0
 
 
 def read_asked(source: str) -> Asked:
@@ -82,11 +88,20 @@ def read_asked(source: str) -> Asked:
             "rows, and captions without a split, may."
         )
     schema = PANORAMAS.append(pa.field("caption", pa.string())).append(pa.field("fault", pa.string()))
+    schema = schema.append(pa.field("projection_known", pa.bool_()))
+    split_unknown = sum(row.get("split") is None for row in kept)
+    if split_unknown:
+        logger.warning(
+            "%s: %d of %d rows that ask name no split; if their places are held out elsewhere, what is made of them "
+            "leaks. Add a column 'split'.", source, split_unknown, len(kept),
+        )  # fmt: skip
+    guessed = {row["pano_id"] for row in kept if row.get("projection") is None}
     # What a file leaves out is found out or made later; what the schema requires is filled in.
     filled = [{"image_uri": "", **row, "projection": row.get("projection") or "equirectangular"} for row in kept]
     for row in filled:
+        row["projection_known"] = row["pano_id"] not in guessed
         row["split"], row["image_uri"] = row.get("split") or "train", row["image_uri"] or ""
-    return Asked(pa.Table.from_pylist(filled, schema=schema), digest, dict(left_out))
+    return Asked(pa.Table.from_pylist(filled, schema=schema), digest, dict(left_out), split_unknown)
 
 
 def _digest(files: list[str]) -> str:

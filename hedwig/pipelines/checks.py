@@ -1,4 +1,4 @@
-"""What can be known to be wrong with an experiment's encoders before anything runs: names, fusions, and who reads them.
+"""What can be known to be wrong with an experiment's encoders and captions before anything runs.
 
 An embedding pass may take days and captions may cost money, so that combinations that cannot end well are refused when
 the stages are planned, a dry run included. Only names, sizes and the presence of files are looked at; no weights are
@@ -7,18 +7,27 @@ read. What a single setting may be is in `hedwig.config`; here is what settings 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Collection
 
 from hedwig import storage
+from hedwig.captions.folders import model_folder
+from hedwig.captions.openai import open_endpoint
+from hedwig.captions.prompts import TOKEN_BUDGETS, TokenizerName
 from hedwig.config import EncoderConfig, Experiment
 from hedwig.models.encoder import ENCODER_NAMES, EncoderSpec, encoder_spec
 from hedwig.models.fetched import resolve_weights
 from hedwig.models.weights import weights_file
+from hedwig.web import Politeness
 
-__all__ = ["check_encoders", "keeps_frames", "sizes_of", "weights_of"]
+__all__ = ["check_captions", "check_encoders", "keeps_frames", "sizes_of", "token_budget_of", "weights_of"]
 
 logger = logging.getLogger(__name__)
+NO_VLLM = (
+    "captions.source=vllm needs vLLM on the GPU nodes: pip install 'hedwig[captions]'. Without a GPU use "
+    "captions.source=openai with an endpoint, transformers, or template."
+)
 ENCODING_STAGES = ("caption", "frames", "encoder", "embed", "baseline")
 
 
@@ -42,6 +51,55 @@ def weights_of(encoder: EncoderConfig) -> str | None:
 def sizes_of(encoder: EncoderConfig) -> EncoderSpec:
     """The encoder's sizes, without its weights."""
     return encoder_spec(encoder.name, None if encoder.name in ENCODER_NAMES else weights_of(encoder))
+
+
+def token_budget_of(x: Experiment) -> tuple[int | None, TokenizerName]:
+    """The longest caption that a model is asked for, None where it is not cut; and whose tokens are counted."""
+    tokenizer: TokenizerName = "viclip" if x.encoder.name.startswith("viclip") else "clip"
+    if x.captions.token_budget is not None:
+        return x.captions.token_budget, tokenizer
+    whole = x.captions.prompt == "verbose" or x.encoder.long_captions == "chunks"
+    return None if whole else TOKEN_BUDGETS[tokenizer], tokenizer
+
+
+def check_captions(x: Experiment, stages: Collection[str]) -> None:
+    """Refuse caption settings that cannot work, where captions are to be asked for.
+
+    What only asking needs (a key, vLLM) is not missed where there are captions already: they may be up to date.
+
+    Raises:
+        FileNotFoundError: the model's folder is not there.
+        ImportError: vLLM is not installed.
+        PermissionError: there is no key in the environment.
+        ValueError: settings that contradict each other; says which, and what to set instead.
+    """
+    section = x.captions
+    if "caption" not in stages or section.source in ("none", "template"):
+        return
+    budget, tokenizer = token_budget_of(x)
+    if budget is not None and budget > TOKEN_BUDGETS[tokenizer]:
+        raise ValueError(
+            f"captions.token_budget is {budget}, and {x.encoder.name} reads {TOKEN_BUDGETS[tokenizer]} tokens at a "
+            "time; set it lower, or leave it out and set encoder.long_captions=chunks, which reads longer ones whole."
+        )
+    if section.images == "sheet" and not section.source.startswith("openai"):
+        raise ValueError(
+            f"captions.images is 'sheet', and captions.source={section.source} shows every frame by itself; set "
+            "captions.images=frames."
+        )
+    if section.source in ("transformers", "vllm"):
+        model_folder(resolve_weights(str(section.model)))
+    if section.source == "openai-batch" and storage.is_remote(storage.resolve(x.output)):
+        raise ValueError(
+            f"captions.source=openai-batch keeps its shards on a local disk, and output is {x.output}; use a local "
+            "output, or captions.source=openai."
+        )
+    if storage.exists(storage.join(storage.resolve(x.output), "captions", storage.MANIFEST)):
+        return
+    if section.source == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ImportError(NO_VLLM)
+    if section.base_url is not None and section.source.startswith("openai"):
+        open_endpoint(section.base_url, section.api_key_env, Politeness())
 
 
 def check_encoders(x: Experiment, stages: Collection[str]) -> None:

@@ -11,7 +11,6 @@ individual images* is ``encoder.fusion``: viclip sees the frames as one panorama
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -25,8 +24,8 @@ from hedwig import storage
 from hedwig.config import EncoderConfig
 from hedwig.embed import Embedder, FrameEmbedder
 from hedwig.models.encoder import load_encoder
-from hedwig.models.fetched import resolve_weights
-from hedwig.models.weights import weights_file
+from hedwig.models.fetched import check_pinned, file_sha256, resolve_weights
+from hedwig.models.weights import settings_digest, weights_file
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.pipelines.chain import Chain, Step, columns_to_batch
 from hedwig.pipelines.checks import keeps_frames, sizes_of, weights_of
@@ -120,6 +119,8 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
         "temporal": encoder.temporal,
         "long_captions": encoder.long_captions,
     }
+    if encoder.quick_gelu is not None or not encoder.name.startswith("viclip-"):
+        options["quick_gelu"] = encoder.quick_gelu
     fetched = not trained and encoder.weights is not None and resolve_weights(encoder.weights) != encoder.weights
     config: dict[str, Any] = {
         "encoder": {"name": encoder.name, "weights": encoder.weights if fetched else weights, **options},
@@ -128,7 +129,7 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
     }
     inputs = run.inputs("caption", *(["encoder"] if trained else []))
     if place is not None and not trained:
-        inputs["weights"] = _digest_of_weights(place)
+        inputs |= _digests_of_weights(place, encoder.weights if fetched else None)
     arguments = {
         "encoder_name": encoder.name,
         "weights": place,
@@ -184,12 +185,17 @@ def _half_size_drift(run: Run, encoder: EncoderConfig, arguments: Mapping[str, A
     return drift
 
 
-def _digest_of_weights(place: str) -> str:
-    digest = hashlib.sha256()
-    with open(weights_file(place), "rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _digests_of_weights(place: str, fetched: str | None) -> dict[str, str]:
+    """Of the weights file and of the files beside it, which hold normalisation, sizes and vocabulary.
+
+    Raises:
+        ValueError: the file is not the one that is pinned for the model `fetched`.
+    """
+    digests = {"weights": file_sha256(weights_file(place))}
+    if fetched is not None:
+        check_pinned(fetched, digests["weights"])
+    settings = settings_digest(place)
+    return digests if settings is None else {**digests, "weights_settings": settings}
 
 
 def embeddings(run: Run) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -17,9 +18,12 @@ from hedwig.geocells import Geography, refuse_swapped
 from hedwig.pipelines.rows import enforce_max_rejected
 from hedwig.pipelines.run import Run
 from hedwig.sources import check_listing, random_split, read_listing, spatial_split
-from hedwig.sources.synthesised import keep_out_of_evaluation
+from hedwig.sources.leaks import leak_report
+from hedwig.sources.synthesised import is_synthesised, keep_out_of_evaluation
 
 __all__ = ["count_values", "geography_of", "panoramas"]
+
+logger = logging.getLogger(__name__)
 
 
 def panoramas(run: Run) -> storage.Manifest:
@@ -43,6 +47,9 @@ def panoramas(run: Run) -> storage.Manifest:
         located = rows[rows["lat"].notna() & rows["lon"].notna()]
         refuse_swapped(located["lat"], located["lon"], located["country"].tolist(), geography_of(run))
         table = _with_splits(checked.panoramas, data.split.model_dump())
+        leaks = leak_report(table, method=data.split.method)
+        if not leaks["clean"]:
+            logger.warning("panoramas %s", leaks["sentence"])
         _write_parts(folder, table)
         if checked.rejected.num_rows:
             storage.write_table(storage.join(folder, "rejected", "part-00000.parquet"), checked.rejected)
@@ -59,7 +66,7 @@ def panoramas(run: Run) -> storage.Manifest:
             num_out=table.num_rows,
             num_rejected=num_rejected,
             rejected_reasons=checked.reasons,
-            details={"num_images": checked.num_images, "splits": count_values(table["split"])},
+            details={"num_images": checked.num_images, "splits": count_values(table["split"]), "leaks": leaks},
             seconds=time.monotonic() - started,
         )
 
@@ -75,21 +82,41 @@ def _digest_of_listing(listing: str) -> str:
 
 def _with_splits(table: pa.Table, split: Mapping[str, Any]) -> pa.Table:
     if split["method"] == "column":
-        return keep_out_of_evaluation(table, instead="buffer")
+        return _made_follow_origin(table, unknown_may_train=True)
     known = np.asarray(pc.is_valid(table["lat"]))
     sides = np.array(table["split"].to_pylist(), dtype=object)
     shares = {name: split[name] for name in ("val_fraction", "test_fraction", "seed")}
     located = table.filter(pa.array(known))
     if split["method"] == "random":
-        sides[known] = random_split(located["pano_id"].to_pylist(), **shares)
+        # A made row has the side of the row that it was made from.
+        ids = zip(located["made_from"].to_pylist(), located["pano_id"].to_pylist(), strict=True)
+        sides[known] = random_split([origin or pano_id for origin, pano_id in ids], **shares)
     else:
         lat, lon = located["lat"].to_numpy(), located["lon"].to_numpy()
         space = {name: split[name] for name in ("block_km", "buffer_km")}
         sides[known] = spatial_split(lat, lon, located["sequence"].to_pylist(), **space, **shares)
     place = table.column_names.index("split")
     table = table.set_column(place, table.schema.field("split"), pa.array(sides, pa.string()))
-    # A made panorama in a held-out block copies a place that is tested: neither scored nor trained on.
-    return keep_out_of_evaluation(table, instead="buffer")
+    return _made_follow_origin(table, unknown_may_train=False)
+
+
+def _made_follow_origin(table: pa.Table, *, unknown_may_train: bool) -> pa.Table:
+    """Made rows into 'buffer', unless they are in training and the row that each was made from is, too.
+
+    A made panorama copies its origin's place: with a held-out origin, or in a held-out block, it is neither scored nor
+    trained on. Where the origin is not in the table, only a split that somebody wrote down is believed.
+    """
+    table = keep_out_of_evaluation(table, instead="buffer")
+    sides = table["split"].to_pylist()
+    side_of = dict(zip(table["pano_id"].to_pylist(), sides, strict=True))
+    rows = zip(table["source"].to_pylist(), table["made_from"].to_pylist(), strict=True)
+    for row, (source, origin) in enumerate(rows):
+        if is_synthesised(source) and sides[row] == "train":
+            origin_side = side_of.get(origin)
+            leaks = origin_side in ("val", "test", "buffer") or (origin_side is None and not unknown_may_train)
+            sides[row] = "buffer" if leaks else "train"
+    place = table.column_names.index("split")
+    return table.set_column(place, table.schema.field("split"), pa.array(sides, pa.string()))
 
 
 def _write_parts(folder: str, table: pa.Table, rows_per_file: int = 50_000) -> None:
@@ -109,4 +136,9 @@ def geography_of(run: Run) -> Geography:
     polygons = run.experiment.geocells.polygons
     if polygons is None:
         return Geography.default()
-    return Geography.from_polygons(**{k: storage.resolve(v) for k, v in polygons.model_dump().items() if v is not None})
+    given: dict[str, Any] = {name: value for name, value in polygons.model_dump().items() if value is not None}
+    for name in ("admin0", "admin1", "admin2"):
+        if name in given:
+            paths = given[name]
+            given[name] = storage.resolve(paths) if isinstance(paths, str) else [storage.resolve(p) for p in paths]
+    return Geography.from_polygons(**given)

@@ -16,9 +16,11 @@ from hedwig.evaluate import Embedded, evaluate, join_predictions
 from hedwig.geocells import Geocells, Geography
 from hedwig.panorama import decode_image, stitch_bearings
 from hedwig.pipelines.chain import columns_to_batch
+from hedwig.pipelines.listing import geography_of
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
 from hedwig.pipelines.world import SYNTHETIC_NOTE
 from hedwig.report import ReportContent, write_report
+from hedwig.retrieve import Calibration
 from hedwig.sources import read_image
 
 __all__ = ["report"]
@@ -64,6 +66,9 @@ def _content(run: Run) -> ReportContent:
     record: dict[str, Any] | None = None
     queries, errors_km, gallery = pd.DataFrame(), {}, []
     if len(truth):
+        geography = geography_of(run)
+        own_polygons = x.geocells.polygons is not None
+        calibration = _calibration(run)
         vectors = {"viclip_1nn": "embed"} | ({"clip_mean": "baseline"} if x.evaluate.baseline is not None else {})
         record = evaluate(
             truth[["pano_id", "lat", "lon", "country"]],
@@ -76,6 +81,9 @@ def _content(run: Run) -> ReportContent:
             embeddings={name: _embedded(run, stage) for name, stage in vectors.items()},
             num_bootstrap=x.evaluate.num_bootstrap,
             seed=x.evaluate.seed,
+            lookup=geography.lookup,
+            places=None if own_polygons else geography.places(),
+            confidence_km=calibration.confidence_km if calibration.confidence_weights else None,
         )
         record["encoder"] = note
         if x.evaluate.baseline is not None:
@@ -104,6 +112,12 @@ def _content(run: Run) -> ReportContent:
         timings={name: _manifest(run, name).seconds for name in STAGE_FOLDERS if _has(run, name)},
         commands=[f"hedwig run EXPERIMENT output={x.output}", f"hedwig serve {x.output}"],
     )
+
+
+def _calibration(run: Run) -> Calibration:
+    """What the confidence of this run's answers means."""
+    with storage.local_copy(run.folder("index")) as folder:
+        return Calibration.load(folder / "calibration.json")
 
 
 def _sources(rows: pd.DataFrame) -> tuple[list[str], list[str]]:

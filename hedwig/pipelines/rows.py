@@ -57,6 +57,8 @@ class RowsTask:
         max_rejected: share (< 1) or count (>= 1) of rows that may be rejected.
         keep: splits of the source that take part; None means all.
         details: what else to write into the manifest, found out when all rows are there.
+        skip: beginnings of the names of files that the manifest does not list; "rejected/" where rejected rows are
+            tried again without making the artefact another one.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class RowsTask:
     max_rejected: float
     keep: Sequence[str] | None = None
     details: Callable[[], dict[str, Any]] | None = None
+    skip: Sequence[str] = ()
 
 
 def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = None) -> storage.Manifest:
@@ -103,6 +106,7 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
         rejected_reasons=counts.reasons,
         details=task.details() if task.details is not None else {},
         seconds=time.monotonic() - started,
+        skip=task.skip,
     )
     for leftover in (STAGING, CHECKPOINT):
         storage.delete(storage.join(task.folder, leftover))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hedwig import storage
-from hedwig.geocells import Geocells, build_geocells
+from hedwig.geocells import Geocells, build_geocells, measure
 from hedwig.pipelines.caption import captions
 from hedwig.pipelines.chain import Step, columns_to_batch
 from hedwig.pipelines.checks import keeps_frames
@@ -92,21 +92,25 @@ def geocells(run: Run) -> Manifest:
         train = table.filter(pc.equal(table["split"], "train"))
         if train.num_rows == 0:
             raise ValueError("No training panorama has a position; geocells cannot be built. See data.split.")
+        lat, lon, geography = train["lat"].to_numpy(), train["lon"].to_numpy(), geography_of(run)
         cells = build_geocells(
-            train["lat"].to_numpy(),
-            train["lon"].to_numpy(),
+            lat,
+            lon,
             method=section.method,
             min_panoramas=section.min_panoramas,
             max_panoramas=section.max_panoramas,
             num_cells=section.num_cells,
-            geography=geography_of(run),
+            depth=section.depth,
+            levels=section.levels,
+            geography=geography,
             seed=section.seed,
         )
+        figures = measure(cells, lat, lon, geography.lookup(lat, lon))
         with storage.writing(run.folder("geocells")) as folder:
             cells.save(folder)
         return storage.publish(
             run.folder("geocells"), kind="geocells", config=config, inputs=inputs, num_in=train.num_rows,
-            num_out=train.num_rows, details={"num_cells": len(cells.table)}, seconds=time.monotonic() - started,
+            num_out=train.num_rows, details=figures, seconds=time.monotonic() - started,
         )  # fmt: skip
 
     return run.make("geocells", "geocells", config, inputs, build)

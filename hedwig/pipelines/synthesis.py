@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hedwig import storage
 from hedwig.config import ClusterConfig, EmbedConfig
 from hedwig.diffusion import PanoramaGenerator, check_checkpoint
-from hedwig.panorama import PanoramaSlicer, Slicing
+from hedwig.panorama import Slicing, decode_image, slice_panorama
 from hedwig.pipelines.asked import read_asked
 from hedwig.pipelines.chain import Step
 from hedwig.pipelines.cluster import ray_running
@@ -38,6 +38,8 @@ __all__ = ["LICENCE", "made_schema", "synthesize"]
 LICENCE = "synthetic image; the terms of the model that made it apply"
 NOTE = "made by a diffusion model, not photographs: for training, never for evaluation"
 VIEW_PX = 512
+SPHERE_RATIO, RATIO_TOLERANCE = 2.0, 0.05
+OURS = ("images", "rows", "captions", "panoramas.csv")
 Batch = dict[str, NDArray[Any]]
 
 
@@ -45,7 +47,6 @@ def made_schema() -> pa.Schema:
     """The panorama columns, and how each panorama was made."""
     made = {
         "caption": pa.string(),
-        "made_from": pa.string(),  # the row that asked
         "prompt": pa.string(),
         "num_words_cut": pa.int32(),
         "seam_ratio": pa.float64(),
@@ -84,7 +85,8 @@ def synthesize(
 
     Raises:
         FileNotFoundError: no source, no model, or a part of it is not there.
-        ValueError: nothing may be made of the source, or the checkpoint does not fit.
+        ValueError: nothing may be made of the source, the checkpoint does not fit, or `out` holds images or a listing
+            that are not ours.
         TooManyRejected: more panoramas failed than `max_rejected` allows.
     """
     started = time.monotonic()
@@ -97,7 +99,10 @@ def synthesize(
     inputs = {"captions": asked.digest}
     wanted = storage.fingerprint("synthesis", config, inputs)
     there = storage.read_manifest(out)
-    if there is not None and there.fingerprint == wanted and storage.exists(storage.join(out, "panoramas.csv")):
+    num_faulty = (asked.table.num_rows - asked.table["fault"].null_count) * num_images_per_row
+    finished = there is not None and there.fingerprint == wanted and storage.exists(storage.join(out, "panoramas.csv"))
+    # A row that is wrong stays wrong; the others that failed may succeed this time.
+    if there is not None and finished and there.num_rejected <= num_faulty:
         return there
     _begin(out, wanted)
     table = _one_row_per_panorama(asked.table, num_images_per_row, config, with_view="controlnet" in options)
@@ -126,9 +131,14 @@ def synthesize(
         num_out=made.num_out,
         num_rejected=made.num_rejected,
         rejected_reasons=made.rejected_reasons,
-        details={"note": NOTE, "left_out": asked.left_out, **_summary(rows)},
+        details={
+            "note": NOTE,
+            "left_out": asked.left_out,
+            "split_unknown": asked.split_unknown,
+            **_summary(rows),
+        },
         seconds=time.monotonic() - started,
-        skip=("images/", "rows/", "captions/"),
+        skip=("images/", "rows/", "captions/", "panoramas.card."),
     )
 
 
@@ -163,10 +173,14 @@ def _digest(folder: str) -> str:
 
 
 def _begin(out: str, wanted: str) -> None:
-    """Delete what other settings left of ours in `out`, and nothing else that may lie there."""
+    """Delete what other settings left of ours in `out`, and nothing else; without our marker nothing there is ours."""
     marker = storage.join(out, ".asked")
-    if not storage.exists(marker) or storage.read_bytes(marker).decode() != wanted:
-        for name in ("images", "rows", "captions", "panoramas.csv"):
+    if not storage.exists(marker):
+        others = [name for name in OURS if storage.exists(storage.join(out, name))]
+        if others:
+            raise ValueError(f"{out} holds {', '.join(others)}, and not from a synthesis; choose an empty --out.")
+    elif storage.read_bytes(marker).decode() != wanted:
+        for name in OURS:
             storage.delete(storage.join(out, name))
     storage.delete(storage.join(out, storage.MANIFEST))
     storage.write_bytes(marker, wanted.encode())
@@ -180,6 +194,8 @@ def _one_row_per_panorama(asked: pa.Table, num: int, config: Mapping[str, Any], 
         "source": f"{SYNTHESISED}{config['model']}",
         "licence": config["licence"],
         "captured_at": None,
+        "sha256": None,
+        "fov_deg": None,
     }
     for row in asked.to_pylist():
         stem = row["pano_id"]
@@ -190,7 +206,7 @@ def _one_row_per_panorama(asked: pa.Table, num: int, config: Mapping[str, Any], 
         for number in range(num):
             new = f"{stem}-s{config.get('seed', 0)}-{number}"
             rows.append({**row, **marks, **known, "pano_id": new, "made_from": row["pano_id"]})
-    return pa.Table.from_pylist(rows, schema=asked.schema.append(pa.field("made_from", pa.string())))
+    return pa.Table.from_pylist(rows, schema=asked.schema)
 
 
 def _steps(out: str, options: Mapping[str, Any]) -> list[Step]:
@@ -198,7 +214,7 @@ def _steps(out: str, options: Mapping[str, Any]) -> list[Step]:
     if "controlnet" in options:
         fov = options.get("view_fov_deg", 90.0)
         view = Slicing(mode="perspective", num_frames=1, frame_px=VIEW_PX, fov_deg=fov, headings_deg=(0.0,))
-        steps += [Step(ImageReader), Step(PanoramaSlicer, {"slicing": view})]
+        steps += [Step(ImageReader), Step(FrontView, {"view": view})]
     ending = {"jpeg": ".jpg", "png": ".png"}[options.get("image_format", "jpeg")]
     folder = storage.join(out, "images")
     return [*steps, Step(PanoramaGenerator, options), Step(PanoramaWriter, {"folder": folder, "ending": ending})]
@@ -222,6 +238,48 @@ class AskedRows:
         return {**batch, "failure": batch["fault"]}
 
 
+class FrontView:
+    """Stage: the one square view around which a panorama is made.
+
+    Of a sphere it is the middle, rectilinear; of a photograph the middle square, taken to have the view's field of
+    view. Where the listing does not say which it is, an image that is not about twice as wide as high is a photograph.
+
+    Args:
+        view: one perspective frame at the middle.
+    """
+
+    reads = ("image_bytes", "projection", "projection_known")
+    writes = ("frames",)
+
+    def __init__(self, *, view: Slicing) -> None:
+        self._view = view
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Add `frames` (B, 1, S, S, 3) uint8."""
+        size, side = len(batch["image_bytes"]), self._view.frame_px
+        frames, failures = np.zeros((size, 1, side, side, 3), np.uint8), np.full(size, None, dtype=object)
+        for row in range(size):
+            try:
+                frames[row] = self._frames(*(batch[name][row] for name in self.reads))
+            except ValueError as error:
+                failures[row] = str(error)
+        return {**batch, "frames": frames, "failure": failures}
+
+    def _frames(self, data: Any, projection: str, known: bool) -> NDArray[np.uint8]:
+        if projection == "bearings":
+            raise ValueError("Separate bearings have no view in front: stitch them first (hedwig stitch).")
+        image = decode_image(data)
+        height, width, _ = image.shape
+        if not known:
+            is_sphere = abs(width / height - SPHERE_RATIO) <= RATIO_TOLERANCE
+            projection = "equirectangular" if is_sphere else "perspective"
+        if projection == "perspective":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            image = image[top : top + side, left : left + side]
+        return slice_panorama(image, self._view, projection=projection)
+
+
 class PanoramaWriter:
     """Stage: writes `image_bytes` into a folder and says where.
 
@@ -231,7 +289,7 @@ class PanoramaWriter:
     """
 
     reads = ("pano_id", "image_bytes")
-    writes = ("image_uri", "projection", "bearing_uri", "bearing_deg")
+    writes = ("image_uri", "sha256", "projection", "bearing_uri", "bearing_deg")
 
     def __init__(self, *, folder: str, ending: str) -> None:
         self._folder, self._ending = folder, ending
@@ -239,16 +297,16 @@ class PanoramaWriter:
     def __call__(self, batch: Batch) -> Batch:
         """Add `image_uri` (B,), and what every panorama made is: one equirectangular image."""
         size = len(batch["pano_id"])
-        uris, failures = np.full(size, None, dtype=object), np.full(size, None, dtype=object)
+        uris, digests, failures = (np.full(size, None, dtype=object) for _ in range(3))
         for row, pano_id in enumerate(batch["pano_id"]):
             uri = storage.join(self._folder, f"{pano_id}{self._ending}")
             try:
                 storage.write_bytes(uri, batch["image_bytes"][row])
             except OSError as error:
                 failures[row] = f"image not writable: {error}"
-            uris[row] = uri
+            uris[row], digests[row] = uri, hashlib.sha256(batch["image_bytes"][row]).hexdigest()
         nothing = np.full(size, None, dtype=object)
-        made = {"image_uri": uris, "projection": np.full(size, "equirectangular", dtype=object)}
+        made = {"image_uri": uris, "sha256": digests, "projection": np.full(size, "equirectangular", dtype=object)}
         return {**batch, **made, "bearing_uri": nothing, "bearing_deg": nothing, "failure": failures}
 
 

@@ -24,6 +24,7 @@ from hedwig.report.sections import (
     comparisons,
     countries,
     definitions,
+    judgement,
     table_caption,
     text,
 )  # fmt: skip
@@ -58,7 +59,14 @@ def render_page(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
     key = _key_figures(content, pictures.get("map_errors"))
     figures = _figures([p for name, p in pictures.items() if name != "map_errors"])
     rest = "".join(
-        [all_figures(content), comparisons(content), countries(content), accounting(content), definitions(content)]
+        [
+            all_figures(content),
+            comparisons(content),
+            judgement(content),
+            countries(content),
+            accounting(content),
+            definitions(content),
+        ]
     )
     colophon = _colophon(content)
     for widths in STRIP_WIDTHS:

@@ -13,7 +13,7 @@ from typing import Any
 from hedwig.report.content import ReportContent, plain
 from hedwig.report.tables import grouped_methods, interval, number, percent
 
-__all__ = ["accounting", "all_figures", "comparisons", "countries", "definitions", "table_caption", "text"]
+__all__ = ["accounting", "all_figures", "comparisons", "countries", "definitions", "judgement", "table_caption", "text"]
 
 
 def text(value: Any) -> str:
@@ -91,12 +91,36 @@ def comparisons(content: ReportContent) -> str:
     words = "Paired differences on the same queries (km below 0 and GeoScore above 0 favour hedwig)"
     table = f"<h2>Compared query by query</h2>{records_table(content, words, records)}" if records else ""
     skip = {"methods", "paired", "verdict", "better_than_floors", "countries", "per_country", "errors_km"}
+    skip |= {"admin", "urban", "calibration", "checks"}
     single = {key: plain(value) for key, value in evaluation.items() if key not in skip}
     if not single:
         return table
     items = "".join(f"<dt>{text(_words(key))}</dt><dd>{text(_cell(key, value))}</dd>" for key, value in single.items())
     mark = ' <span class="badge">synthetic</span>' if content.synthetic else ""
     return f"{table}<h2>Cells, radius and split{mark}</h2><dl>{items}</dl>"
+
+
+def judgement(content: ReportContent) -> str:
+    """Right country or region, town or country, whether the confidence is true, and the checks of the evaluation."""
+    evaluation = content.evaluation or {}
+    calibration = evaluation.get("calibration") or {}
+    parts = {
+        "Right administrative unit": evaluation.get("admin"),
+        "Town and country (within 10 km of a place of 50,000 or not)": evaluation.get("urban"),
+        "Calibration": {k: v for k, v in calibration.items() if isinstance(v, Mapping) and k != "confidence"},
+        "Checks that must fail on wrong data": evaluation.get("checks"),
+    }
+    tables = ""
+    for words, rows in parts.items():
+        named = {name: row for name, row in (rows or {}).items() if isinstance(row, Mapping)}
+        records = [{"": _words(name), **_flat(row)} for name, row in named.items()]
+        tables += records_table(content, words, records) if records else ""
+    confidence = calibration.get("confidence")
+    if isinstance(confidence, Mapping):
+        shown = {"ece": "expected calibration error", "ece_if_calibrated": "of a calibrated one by chance"}
+        items = {words: confidence[key] for key, words in shown.items() if confidence.get(key) is not None}
+        tables += records_table(content, "Confidence", [items]) if items else ""
+    return f"<h2>Where it was right, and whether it knew</h2>{tables}" if tables else ""
 
 
 def _flat(record: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,6 @@ file names, Exif positions and dates never reach a model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,15 +24,24 @@ from hedwig.index import INDEX_FILE, ROWS_FILE, GeocellIndex, check_digest
 from hedwig.models.fetched import resolve_weights
 from hedwig.models.geolocator import Geolocator
 from hedwig.panorama import Slicing, content_hash, decode_image, slice_panorama
+from hedwig.retrieve.calibration import CALIBRATION_FILE, Calibration
 from hedwig.retrieve.prediction import Prediction
+from hedwig.retrieve.prototypes import Prototypes
 from hedwig.retrieve.retriever import Retriever
+from hedwig.retrieve.whitening import Whitening
 
 __all__ = ["Hedwig", "Predictor", "load_retriever"]
 
 Stage = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-_COMMANDS = {"embeddings": "embed", "geocells": "geocells", "geolocator": "train", "index": "index"}
-CALIBRATION_FILE = "calibration.json"  # {"radius_scale": float}, beside the index it was measured with
-_ENCODER_OPTIONS = ("seed", "dtype", "fusion", "temporal", "long_captions")  # all that changes an embedding
+_COMMANDS = {"embeddings": "embed", "geocells": "geocells run", "geolocator": "train", "index": "index"}
+_ENCODER_OPTIONS = (
+    "seed",
+    "dtype",
+    "fusion",
+    "temporal",
+    "long_captions",
+    "quick_gelu",
+)  # all that changes an embedding
 _BATCH = 32
 
 
@@ -61,10 +69,13 @@ def load_retriever(run: str, *, device: str = "cpu", **knobs: Any) -> Retriever:
     with storage.local_copy(storage.join(run, "index")) as folder:
         _check_files(folder, manifests["index"], "index", but=(INDEX_FILE, ROWS_FILE))
         index = GeocellIndex.load(folder, manifests["index"].files)
-        calibration = folder / CALIBRATION_FILE
-        if calibration.is_file():
-            settings["radius_scale"] = float(json.loads(calibration.read_text("utf-8"))["radius_scale"])
-    settings = {"cell_radius_km": cells["radius_km"], **settings, **knobs}
+        settings = {"cell_radius_km": cells["radius_km"], **settings, **knobs}
+        if (folder / CALIBRATION_FILE).is_file():
+            settings.setdefault("calibration", Calibration.load(folder / CALIBRATION_FILE))
+        if settings["embedding"] == "whitened":
+            settings["whitening"] = Whitening.load(folder)
+        if settings.get("refine") == "prototype":
+            settings["prototypes"] = Prototypes.load(folder)
     return Retriever(geolocator, index, cells["lat"], cells["lon"], **settings)
 
 
