@@ -29,7 +29,7 @@ __all__ = [
     "suggestion",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test", "buffer", "query")
 PROJECTIONS = ("equirectangular", "perspective", "frame strip", "bearings")
 
@@ -53,6 +53,9 @@ PANORAMAS = pa.schema(
         pa.field("source", pa.string()),
         pa.field("licence", pa.string()),
         pa.field("author", pa.string()),
+        pa.field("sha256", pa.string()),  # of the image file; null where unknown, or where it came in several
+        pa.field("made_from", pa.string()),  # the pano_id whose caption or view asked for a made panorama
+        pa.field("fov_deg", pa.float64()),  # horizontal, of each photograph; null for a whole sphere or unknown
         # One panorama that arrived as several images, one per heading: all of them, clockwise from the smallest.
         pa.field("bearing_uri", pa.list_(pa.string())),
         pa.field("bearing_deg", pa.list_(pa.float64())),
@@ -80,6 +83,8 @@ PREDICTIONS = pa.schema(
         pa.field("neighbour_scores", pa.list_(pa.float32())),
         pa.field("radius_km", pa.float64()),
         pa.field("confidence", pa.float64()),
+        pa.field("radius_50_km", pa.float64()),  # null where it was not calibrated
+        pa.field("localisable", pa.bool_()),  # false: less confident than retrieve.abstain_below
     ]
 )
 
@@ -88,14 +93,16 @@ def captions_schema(*, asked: bool = False) -> pa.Schema:
     """The panorama columns, the caption and its length in tokens of CLIP's tokenizer, which is ViCLIP's too.
 
     Captions that a model was asked for also have ``caption_detail`` (the first of two steps, else empty),
-    ``caption_model``, the tokens that the model read and wrote, and ``caption_leaks``, place names joined by "; ".
+    ``caption_model``, the tokens that the model read and wrote, ``caption_leaks``, place names joined by "; ",
+    ``caption_trimmed``, whether its end was cut off for the budget, and ``content_hash`` of the image.
     """
     schema = PANORAMAS.append(pa.field("caption", pa.string())).append(pa.field("caption_num_tokens", pa.int32()))
     if asked:
-        for name in ("caption_detail", "caption_model", "caption_leaks"):
+        for name in ("content_hash", "caption_detail", "caption_model", "caption_leaks"):
             schema = schema.append(pa.field(name, pa.string()))
         for name in ("caption_prompt_tokens", "caption_completion_tokens"):
             schema = schema.append(pa.field(name, pa.int32()))
+        schema = schema.append(pa.field("caption_trimmed", pa.bool_()))
     return schema
 
 

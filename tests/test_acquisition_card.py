@@ -120,3 +120,10 @@ def test_wrong_paths_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match="no table"):
         read_card_table(str(tmp_path / "a.txt"))
+
+
+def test_the_extent_across_the_antimeridian_is_the_short_one():
+    fiji = pd.DataFrame({"lat": [-17.0, -18.0, -16.5], "lon": [178.0, -179.5, 179.25]})
+    assert data_card(fiji)["extent"] == {"south": -18.0, "north": -16.5, "west": 178.0, "east": -179.5}
+    plain = pd.DataFrame({"lat": [1.0, 2.0], "lon": [-60.0, 60.0]})
+    assert data_card(plain)["extent"] == {"south": 1.0, "north": 2.0, "west": -60.0, "east": 60.0}

@@ -217,3 +217,20 @@ def test_swapped_or_nameless_points_are_refused(tmp_path, geography):
         read_points(str(tmp_path / "n.csv"), geography)
     with pytest.raises(FileNotFoundError):
         read_points(str(tmp_path / "none.csv"), geography)
+
+
+def test_population_without_a_radius_takes_each_place_once(geography):
+    plan = plan_population(400, geography=geography, countries=["MC"], radius_km=0)
+    assert plan.table["plan_id"].is_unique
+    assert 0 < len(plan.table) < 400
+    assert plan.shortfall == {"population": 400 - len(plan.table)}
+
+
+def test_population_of_a_country_stays_in_it(geography):
+    table = plan_population(1000, geography=geography, countries=["BE"], radius_km=30).table
+    shapes = geography.country_polygons()
+    belgium = shapes.geometry[shapes["country"] == "BE"].iloc[0]
+    assert len(table) > 900
+    assert shapely.contains_xy(belgium, table["lon"], table["lat"]).all()
+    # An overseas department, whose land is in the polygon of France.
+    assert set(plan_population(20, geography=geography, countries=["RE"]).table["country"]) == {"RE"}

@@ -139,3 +139,18 @@ def test_a_ring_around_the_pole_is_refused():
     ring = Polygon([(0, 70), (120, 70), (-120, 70)])
     with pytest.raises(ValueError, match="'arctic' winds around a pole"):
         make_regions(frame([Polygon([(0, 70), (100, 70), (170, 70), (-100, 70)]), ring], ["arctic", "b"]), "name")
+
+
+def test_a_point_of_the_antimeridian_written_twice_is_a_crossing_and_the_frame_stays():
+    """Rings with vertices at exactly ±180 are two shapes; the smaller is meant, and not the 355 degrees beside it."""
+    both = [(177, -16), (180, -16), (-180, -16), (-178, -16), (-178, -18), (-180, -18), (180, -18), (177, -18)]
+    once = [(177, -16), (180, -16), (-180, -16), (-178, -16), (-178, -18), (177, -18)]
+    band = [(-180, -10), (180, -10), (180, 10), (-180, 10)]  # all around: as a crossing it would have no area
+    antarctica = [(-180, -85), (0, -70), (180, -85), (180, -90), (-180, -90)]
+    regions = make_regions(frame([Polygon(r) for r in (both, once, band, antarctica)], ["a", "b", "c", "d"]), "name")
+    assert regions.num_cut == 2
+    for shape in regions.geometry[:2]:
+        assert area_km2(shape) == pytest.approx(area_km2(box(0, -18, 5, -16)))
+        assert shapely.contains_xy(shape, [179, -179, 0], [-17, -17, -17]).tolist() == [True, True, False]
+    assert regions.geometry[2].equals(Polygon(band))
+    assert regions.geometry[3].equals(Polygon(antarctica))

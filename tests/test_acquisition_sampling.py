@@ -138,3 +138,11 @@ def test_shares_depend_on_key_and_seed_alone():
     assert shares(["a", "b"], 0)[1] == shares(["b"], 0)[0]
     assert shares(["a"], 0) != shares(["a"], 1)
     assert abs(shares([str(i) for i in range(4000)], 3).mean() - 0.5) < 0.02
+
+
+def test_no_position_is_taken_twice_and_what_is_lacking_is_told():
+    lat, lon = np.array([10.0, 20.0, 30.0]), np.array([1.0, 2.0, 3.0])
+    places = CapSampler(lat, lon, np.ones(3), 0.0)
+    drawn = spread({"a": places, "b": places}, {"a": 2, "b": 5})
+    assert sorted(zip(drawn.lat, drawn.lon, strict=True)) == list(zip(lat, lon, strict=True))
+    assert sum(drawn.shortfall.values()) == 7 - 3

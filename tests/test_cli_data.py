@@ -35,6 +35,11 @@ def rows_of(path):
         return list(csv.DictReader(stream))
 
 
+def card_of(listing):
+    assert listing.with_name(f"{listing.name}.card.html").exists()
+    return json.loads(listing.with_name(f"{listing.name}.card.json").read_text())
+
+
 def street(name, lat=48.0):
     row = {"pano_id": name, "lat": lat, "lon": 9.0, "heading": 0.0, "country": "DE", "captured_at": "2023-06-01"}
     return render_panorama(row, width=512)
@@ -73,6 +78,8 @@ def test_stitch_writes_panoramas_a_listing_and_the_reasons(bearings, tmp_path):
     assert (first["source"], first["licence"], first["image_uri"]) == ("Street View", "terms", "images/a.jpg")
     data = (out / "images" / "a.jpg").read_bytes()
     assert first["sha256"] == hashlib.sha256(data).hexdigest()
+    card = card_of(out / "panoramas")
+    assert (card["num_panoramas"], card["missing"]["sha256"], card["counts"]["licence"]) == (2, 0, {"terms": 2})
     found = np.asarray(Image.open(out / "images" / "a.jpg")).astype(int)
     band = slice(128 - 50, 128 + 50)
     assert np.abs(found - street("a"))[band].mean() < 5
@@ -120,7 +127,7 @@ def test_check_images_finds_bad_and_double_ones(tmp_path):
     (tmp_path / "l.csv").write_text("pano_id,lat,lon,image_uri\n" + "\n".join(lines) + "\n")
     out = tmp_path / "checked"
     done = hedwig("check-images", tmp_path / "l.csv", "--out", out, "--json")
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == 3, done.stderr  # something was rejected
     result = json.loads(done.stdout)
     assert (result["num_in"], result["num_out"], result["num_rejected"], result["num_duplicates"]) == (7, 3, 4, 1)
     reasons = {row["pano_id"]: row["reason"] for row in rows_of(out / "rejected.csv")}
@@ -135,6 +142,10 @@ def test_check_images_finds_bad_and_double_ones(tmp_path):
     assert quality["gone"]["sharpness"] == ""
     kept = check_listing(read_listing(str(out / "panoramas.csv")), image_root=str(out))
     assert kept.panoramas["pano_id"].to_pylist() == ["good", "other", "turned"]
+    assert kept.panoramas["sha256"][0].as_py() == hashlib.sha256((tmp_path / "good.jpg").read_bytes()).hexdigest()
+    assert card_of(out / "panoramas")["num_panoramas"] == 3
+    (tmp_path / "fine.csv").write_text("pano_id,lat,lon,image_uri\ngood,48,9,good.jpg\n")
+    assert hedwig("check-images", tmp_path / "fine.csv").exit_code == 0
 
     done = hedwig("check-images", tmp_path / "l.csv", "--out", out, "--drop-duplicates")
     assert "same" not in done.stdout
@@ -160,6 +171,9 @@ def test_listing_reads_a_folder_of_photographs(tmp_path):
     row = rows_of(out)[0]
     assert (row["lat"], row["lon"], row["heading"], row["projection"]) == ("48.5", "9.0", "45.0", "equirectangular")
     assert (row["image_uri"], row["licence"], row["source"]) == ("photos/a.jpg", "CC0", "me")
+    assert row["sha256"] == hashlib.sha256((tmp_path / "photos" / "a.jpg").read_bytes()).hexdigest()
+    assert result["card"] == str(tmp_path / "panoramas.card.html")
+    assert card_of(tmp_path / "panoramas")["counts"]["licence"] == {"CC0": 2}
     assert rows_of(tmp_path / "panoramas.rejected.csv")[0]["image_uri"].endswith("copy of b.jpg")
 
     parquet = tmp_path / "again.parquet"
@@ -182,3 +196,60 @@ def test_listing_refuses_data_without_a_usable_row(tmp_path):
     done = hedwig("listing", "kaggle", tmp_path / "train.csv", "--out", tmp_path / "l.csv")
     assert done.exit_code == 3
     assert "lacks the column(s) id, lat, lng; it has img_id" in done.stderr
+
+
+def test_a_listing_counts_the_same_bytes_unless_told_not_to_read_them(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode_jpeg(street("a"), 80))
+    (tmp_path / "in.csv").write_text("pano_id,lat,lon,image_uri,author\na,48,9,a.jpg,Ann\nb,48,9,a.jpg,Ann\n")
+    for flag, same in (("--sha256", 1), ("--no-sha256", 0)):
+        assert hedwig("listing", "csv", tmp_path / "in.csv", "--out", tmp_path / "out.csv", flag).exit_code == 0
+        card = card_of(tmp_path / "out")
+        assert (card["duplicates"]["same_sha256"], card["counts"]["author"]) == (same, {"Ann": 2})
+
+
+def test_what_is_read_is_never_written_over(bearings, tmp_path):
+    (tmp_path / "data").mkdir()
+    listing = tmp_path / "data" / "panoramas.csv"
+    before = (bearings / "panoramas.csv").read_text()
+    listing.write_text(before)
+    for command in (
+        ("stitch", listing, "--out", tmp_path / "data"),
+        ("check-images", listing, "--out", tmp_path / "x" / ".." / "data", "--layout", "bearings"),
+        ("listing", "csv", listing, "--out", listing),
+    ):
+        done = hedwig(*command)
+        assert done.exit_code == 1, done.stdout
+        assert "would be overwritten" in done.stderr
+        assert listing.read_text() == before
+    (tmp_path / "a.rejected.csv").write_text(before)
+    assert hedwig("listing", "csv", tmp_path / "a.rejected.csv", "--out", tmp_path / "a.csv").exit_code == 1
+    assert (tmp_path / "a.rejected.csv").read_text() == before
+    (tmp_path / "images").mkdir()
+    rows = [f"a,{45 * i},images/{'a' if i == 0 else i}.jpg,48,9" for i in range(8)]
+    (tmp_path / "l.csv").write_text("pano_id,heading,image_uri,lat,lon\n" + "\n".join(rows) + "\n")
+    done = hedwig("stitch", tmp_path / "l.csv", "--out", tmp_path)
+    assert (done.exit_code, "images/a.jpg is one of the pictures" in done.stderr) == (1, True)
+
+
+def test_stitch_takes_the_listings_field_of_view_and_refuses_another(tmp_path):
+    lines = []
+    for index, view in enumerate(cut_bearings(street("a"), 0.0, [45.0 * i for i in range(8)], fov_deg=60, frame_px=96)):
+        (tmp_path / f"{index}.jpg").write_bytes(encode_jpeg(view, 92))
+        lines.append(f"a,48,9,{45 * index},{index}.jpg,60")
+    listing = tmp_path / "l.csv"
+    listing.write_text("pano_id,lat,lon,heading,image_uri,fov_deg\n" + "\n".join(lines) + "\n")
+    done = hedwig("stitch", listing, "--out", tmp_path / "out", "--height", 128)
+    assert done.exit_code == 0, done.stderr
+    row = rows_of(tmp_path / "out" / "panoramas.csv")[0]
+    assert float(row["overlap_deg"]) == pytest.approx(15.0)
+    assert row["fov_deg"] == ""  # a sphere has none
+    done = hedwig("stitch", listing, "--out", tmp_path / "other", "--height", 128, "--fov", 90)
+    assert done.exit_code == 3
+    assert "fov mismatch" in rows_of(tmp_path / "other" / "rejected.csv")[0]["reason"]
+    # Bearings keep their digests and their field of view through a check.
+    done = hedwig("check-images", listing, "--layout", "bearings", "--out", tmp_path / "checked", "--min-sharpness", 0)
+    assert done.exit_code == 0, done.stdout
+    kept = rows_of(tmp_path / "checked" / "panoramas.csv")
+    assert {row["fov_deg"] for row in kept} == {"60.0"}
+    files = [(tmp_path / f"{index}.jpg").read_bytes() for index in range(8)]
+    assert [row["sha256"] for row in kept] == [hashlib.sha256(data).hexdigest() for data in files]

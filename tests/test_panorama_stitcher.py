@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hedwig.panorama import PanoramaSlicer, Slicing, decode_image
@@ -57,3 +58,26 @@ def test_bearings_become_a_panorama_and_other_rows_stay():
     two = {name: column[:2] for name, column in made.items() if name != "failure"}
     frames = PanoramaSlicer(slicing=slicing)(two)["frames"]
     assert np.abs(frames[0].astype(int) - frames[1]).max() <= 8  # JPEG twice
+
+
+def test_the_field_of_view_is_the_rows_and_another_one_is_refused():
+    bearings = [0.0, 90.0, 180.0, 270.0]
+    views = {
+        fov: [jpeg(v) for v in cut_bearings(smooth(), 0.0, bearings, frame_px=96, fov_deg=fov)] for fov in (90, 110)
+    }
+    items, degrees = np.empty(3, dtype=object), np.empty(3, dtype=object)
+    items[:], degrees[:] = [views[110], views[90], views[90]], [bearings] * 3
+    batch = {
+        "image_bytes": items,
+        "projection": np.full(3, "bearings", dtype=object),
+        "heading": np.zeros(3),
+        "bearing_deg": degrees,
+        "fov_deg": np.array([110.0, 90.0, np.nan]),
+    }
+    made = ViewStitcher(height_px=64)(batch)
+    assert made["failure"].tolist() == [None, None, None]
+    assert made["overlap_deg"] == pytest.approx([20.0, 0.0, 0.0], abs=1e-6)
+    asked = ViewStitcher(height_px=64, fov_deg=110)(batch)
+    assert [reason and reason.split(";")[0] for reason in asked["failure"]] == [
+        None, "fov mismatch: fov_deg is 110, and the row says 90", None,
+    ]  # fmt: skip

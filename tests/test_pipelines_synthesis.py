@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from typer.testing import CliRunner
 
 from hedwig import storage
 from hedwig.cli import app
+from hedwig.panorama import Slicing
 from hedwig.pipelines.asked import read_asked
-from hedwig.pipelines.synthesis import synthesize
+from hedwig.pipelines.synthesis import FrontView, synthesize
 from hedwig.schema import SchemaError, captions_schema
 from hedwig.sources import check_listing, read_listing
 from hedwig.sources.synthesised import is_synthesised
@@ -59,6 +62,8 @@ def test_a_listing_becomes_marked_panoramas(checkpoint, tmp_path, ray_session):
     assert result["reasons"] == {"position out of range": 2, "no caption": 2}
     assert result["left_out"] == {"split test": 1, "split val": 1, "made panorama": 1}
     assert result["num_captions_cut"] == 2
+    assert result["split_unknown"] == 2
+    assert "2 of 5 rows that ask name no split" in done.stderr
     made = pd.read_csv(out / "panoramas.csv")
     assert len(made) == 6
     assert set(made["split"]) == {"train"}
@@ -73,10 +78,14 @@ def test_a_listing_becomes_marked_panoramas(checkpoint, tmp_path, ray_session):
     assert sorted(f"images/{name}" for name in files) == sorted(made["image_uri"])
     assert {Image.open(out / "images" / name).size for name in files} == {(128, 64)}
     assert (out / "mine.txt").read_text() == "keep"
+    digests = {name: hashlib.sha256((out / "images" / name).read_bytes()).hexdigest() for name in files}
+    assert dict(zip(made["image_uri"].str.removeprefix("images/"), made["sha256"], strict=True)) == digests
+    assert json.loads((out / "panoramas.card.json").read_text())["missing"]["sha256"] == 0
     # The listing is one like anybody's, and its rows are known as made.
     checked = check_listing(read_listing(str(out / "panoramas.csv")), image_root=str(out))
     assert checked.rejected.num_rows == 0
     assert all(is_synthesised(source) for source in checked.panoramas["source"].to_pylist())
+    assert set(checked.panoramas["made_from"].to_pylist()) >= {"a", "b/../../etc"}
     assert set(checked.panoramas["split"].to_pylist()) == {"train", "query"}  # the caption without a position
     # The same again has nothing to do.
     written = (out / "manifest.json").stat().st_mtime_ns
@@ -109,8 +118,10 @@ def test_a_view_and_a_caption_make_a_panorama(checkpoint, tmp_path, ray_session)
     rng = np.random.default_rng(0)
     uri = str(tmp_path / "p.jpg")
     Image.fromarray(rng.integers(0, 255, (64, 128, 3), dtype=np.uint8)).save(uri)
+    later = str(tmp_path / "later.jpg")
     common = {"split": "train", "projection": "equirectangular", "caption": "the sea", "heading": 77.0}
-    rows = [{**common, "pano_id": "p", "image_uri": uri}, {**common, "pano_id": "q", "image_uri": "/nowhere.jpg"}]
+    photo = {**common, "pano_id": "q", "image_uri": later, "projection": "perspective"}
+    rows = [{**common, "pano_id": "p", "image_uri": uri}, photo]
     table = pa.Table.from_pylist(rows, schema=captions_schema())
     storage.write_table(str(tmp_path / "captions" / "part-0.parquet"), table)
     controlnet = str(write_controlnet(tmp_path / "sd-i2p"))
@@ -121,7 +132,13 @@ def test_a_view_and_a_caption_make_a_panorama(checkpoint, tmp_path, ray_session)
         max_rejected=1,
     )
     assert (manifest.num_out, manifest.rejected_reasons) == (1, {"image not found": 1})
-    made = pd.read_csv(tmp_path / "out" / "panoramas.csv").iloc[0]
+    # What failed may succeed now, and is tried again.
+    Image.new("RGB", (90, 60)).save(later)
+    again = synthesize(
+        str(tmp_path / "captions"), str(tmp_path / "out"), generator=options(checkpoint, controlnet=controlnet)
+    )
+    assert (again.num_out, again.num_rejected) == (2, 0)
+    made = pd.read_csv(tmp_path / "out" / "panoramas.csv").sort_values("made_from").iloc[0]
     assert (made["heading"], made["source"]) == (77.0, "synthesis:tiny-sd+sd-i2p")
     assert Image.open(tmp_path / "out" / made["image_uri"]).size == (128, 64)
 
@@ -148,3 +165,60 @@ def test_who_may_ask(tmp_path):
         read_asked(str(path))
     with pytest.raises(FileNotFoundError, match="No captions"):
         read_asked(str(tmp_path / "nothing.csv"))
+
+
+def test_a_folder_with_somebody_elses_images_is_left_alone(checkpoint, tmp_path):
+    listing, out = tmp_path / "captions.csv", tmp_path / "acquired"
+    listing.write_text(LISTING)
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "paid.jpg").write_bytes(b"paid")
+    (out / "panoramas.csv").write_text("pano_id\n")
+    with pytest.raises(ValueError, match=r"holds images, panoramas\.csv, and not from a synthesis"):
+        synthesize(str(listing), str(out), generator=options(checkpoint))
+    assert (out / "images" / "paid.jpg").read_bytes() == b"paid"
+    assert sorted(path.name for path in out.iterdir()) == ["images", "panoramas.csv"]
+
+
+def test_rows_without_a_split_are_counted(tmp_path, caplog):
+    path = tmp_path / "c.csv"
+    path.write_text("pano_id,caption\nx,sea\ny,red\n")
+    assert read_asked(str(path)).split_unknown == 2
+    assert "2 of 2 rows that ask name no split" in caplog.text
+    caplog.clear()
+    path.write_text("pano_id,caption,split\nx,sea,train\n")
+    assert read_asked(str(path)).split_unknown == 0
+    assert caplog.text == ""
+
+
+def test_the_view_of_a_photograph_is_its_middle_square(tmp_path):
+    """Left, middle and right third of another colour; the view shows the middle, whether it is said or seen."""
+
+    def png(width, height):
+        image = np.zeros((height, width, 3), np.uint8)
+        for part in range(3):
+            image[:, part * width // 3 : (part + 1) * width // 3, part] = 255
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    path = tmp_path / "c.csv"
+    path.write_text(
+        "pano_id,caption,split,projection,image_uri\na,sea,train,perspective,a\nb,sea,train,,b\nc,sea,train,,c\n"
+        "d,sea,train,perspective,d\ne,sea,train,bearings,e\n"
+    )
+    asked = read_asked(str(path)).table
+    assert asked["projection_known"].to_pylist() == [True, False, False, True, True]
+    images = np.empty(5, dtype=object)
+    images[:] = [png(180, 60), png(180, 60), png(120, 60), png(120, 60), png(120, 60)]
+    batch = {name: np.array(asked[name].to_pylist(), dtype=object) for name in ("projection", "projection_known")}
+    view = Slicing(mode="perspective", num_frames=1, frame_px=64, fov_deg=90.0, headings_deg=(0.0,))
+    made = FrontView(view=view)({"image_bytes": images, **batch})
+    assert made["frames"].shape == (5, 1, 64, 64, 3)
+    assert [None if reason is None else reason.split(":")[0] for reason in made["failure"]] == [
+        None, None, None, None, "Separate bearings have no view in front",
+    ]  # fmt: skip
+    for row in (0, 1):
+        assert made["frames"][row, 0, :, 4:-4].reshape(-1, 3).min(axis=0).tolist() == [0, 255, 0]
+    # Twice as wide as high and unsaid, it is a sphere: 90 degrees in front are 3/4 of the middle third on the horizon.
+    assert (made["frames"][2, 0, 32, :, 1] == 255).all()
+    assert made["frames"][3, 0, 32, 2].tolist() == [255, 0, 0]  # the middle 60 px show 10 px of either side

@@ -1,13 +1,14 @@
-"""Predictions as JSON and GeoJSON, and the calibration of the radius."""
+"""Predictions as JSON and GeoJSON."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-import numpy as np
 import pytest
+import shapely
 
-from hedwig.retrieve import Prediction, fit_radius_scale
+from hedwig.retrieve import Prediction
 
 
 def prediction() -> Prediction:
@@ -46,29 +47,22 @@ def test_predictions_cannot_be_changed() -> None:
         prediction().lat = 0.0  # type: ignore[misc]
 
 
-def test_radius_scale_is_the_conformal_order_statistic() -> None:
-    error_km = np.arange(1, 100, dtype=float)  # 99 ratios 1..99: ceil(100 x 0.9) = the 90th
-    assert fit_radius_scale(np.ones(99), error_km) == 90.0
-    assert fit_radius_scale(np.full(99, 2.0), error_km, coverage=0.5) == 25.0
-    assert fit_radius_scale([1.0, 1.0], [3.0, 4.0]) == 4.0  # too few for 90 %: the largest
+def test_regions_are_drawn_where_there_are_polygons_and_listed_where_not() -> None:
+    found = replace(prediction(), region_50=(3,), region_90=(3, 1), radius_50_km=4.0, localisable=False)
+    plain = json.loads(json.dumps(found.to_geojson()))
+    assert len(plain["features"]) == 3
+    answer = plain["features"][0]["properties"]
+    assert (answer["region_50"], answer["region_90"]) == ([3], [3, 1])
+    assert (answer["radius_50_km"], answer["localisable"]) == (4.0, False)
+    drawn = json.loads(json.dumps(found.to_geojson({1: shapely.box(8, 47, 9, 48), 3: shapely.box(9, 48, 10, 49)})))
+    half, most = drawn["features"][3:]
+    assert (half["properties"]["share"], most["properties"]["share"]) == (0.5, 0.9)
+    assert most["properties"]["cell_ids"] == [3, 1]
+    parts = most["geometry"]["geometries"]
+    assert [shapely.geometry.shape(part).bounds for part in parts] == [(9, 48, 10, 49), (8, 47, 9, 48)]
 
 
-def test_scaled_radius_covers_new_queries_as_often_as_promised() -> None:
-    rng = np.random.default_rng(5)
-    shares = []
-    for _ in range(300):
-        spread = rng.uniform(10, 1000, size=220)
-        error = spread * rng.lognormal(0, 1, size=220)
-        scale = fit_radius_scale(spread[:200], error[:200], coverage=0.8)
-        shares.append((error[200:] <= scale * spread[200:]).mean())
-    # 6000 trials: binomial sd 0.5 %, and 300 calibrations of sd 2.8 % add 0.16 %; expectation 0.8 to 0.8 + 1/201
-    assert 0.785 < np.mean(shares) < 0.82
-
-
-@pytest.mark.parametrize(
-    ("spread", "error", "coverage"),
-    [([], [], 0.9), ([1.0], [1.0, 2.0], 0.9), ([0.0], [1.0], 0.9), ([1.0], [np.nan], 0.9), ([1.0], [1.0], 1.0)],
-)
-def test_useless_calibration_data_is_refused(spread: list[float], error: list[float], coverage: float) -> None:
-    with pytest.raises(ValueError, match=r"[Ss]pread"):
-        fit_radius_scale(spread, error, coverage)
+def test_what_was_not_measured_is_nothing() -> None:
+    found = prediction()
+    assert (found.radius_50_km, found.localisable, found.region_50, found.region_90) == (None, True, (), ())
+    assert not {"radius_50_km", "localisable", "region_50"} & set(found.to_geojson()["features"][0]["properties"])

@@ -11,7 +11,9 @@ import torch
 from hedwig.geo import haversine_km, spherical_mean
 from hedwig.index import GeocellIndex
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
-from hedwig.retrieve import Retriever
+from hedwig.retrieve import Calibration, Retriever
+from hedwig.retrieve.prototypes import Prototypes
+from hedwig.retrieve.whitening import Whitening
 
 NUM_CELLS, DIM = 12, 16
 
@@ -129,6 +131,144 @@ def test_refine_mean_averages_near_neighbours_only() -> None:
     assert moved > 5
 
 
+@pytest.mark.parametrize(("within_km", "temperature"), [(600.0, 1.0), (120.0, 0.5), (20_100.0, 2.0)])
+def test_the_mean_is_that_of_the_winning_mode(within_km: float, temperature: float) -> None:
+    """The obvious loop, with both numbers of the score."""
+    world = World()
+    settings: dict[str, Any] = {"num_neighbours": 8, "log_prob_weight": 0.05, "score_temperature": temperature}
+    plain = world.retrieve(**settings)
+    used = set()
+    for a, b in zip(plain, world.retrieve(**settings, refine="mean", mean_within_km=within_km), strict=True):
+        total, count = np.zeros(3), 0
+        for m in range(8):
+            if haversine_km(a.lat, a.lon, a.neighbour_lat[m], a.neighbour_lon[m]) <= within_km:
+                lat, lon = np.radians(a.neighbour_lat[m]), np.radians(a.neighbour_lon[m])
+                weight = np.exp(10 * (a.neighbour_scores[m] - a.neighbour_scores[0]))
+                total += weight * np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+                count += 1
+        used.add(count)
+        expected = (np.degrees(np.arcsin(total[2] / np.linalg.norm(total))), np.degrees(np.arctan2(total[1], total[0])))
+        assert (b.lat, b.lon) == pytest.approx(expected, abs=1e-9)
+        assert b.neighbour_ids == a.neighbour_ids
+    assert len(used) > 1 or used == {8}
+
+
+def test_only_the_product_of_temperature_and_weight_decides_who_is_best() -> None:
+    world = World()
+    one = world.retrieve(num_cells=6, log_prob_weight=0.3)
+    other = world.retrieve(num_cells=6, log_prob_weight=1.5, score_temperature=0.2)
+    for a, b in zip(one, other, strict=True):
+        assert (a.lat, a.lon, a.neighbour_ids) == (b.lat, b.lon, b.neighbour_ids)
+        np.testing.assert_allclose(np.array(a.neighbour_scores) / 0.2, b.neighbour_scores)
+    assert [a.neighbour_ids for a in one] != [a.neighbour_ids for a in world.retrieve(num_cells=6)]
+    np.testing.assert_allclose(
+        world.retrieve(score_temperature=0.25)[0].neighbour_scores, 4 * np.array(world.retrieve()[0].neighbour_scores)
+    )
+
+
+CALIBRATION = Calibration(
+    radius_scale=2.0,
+    radius_50_scale=0.25,
+    region_90_level=0.85,
+    region_50_level=0.4,
+    confidence_km=5000.0,
+    confidence_weights=(0.2, 0.5, -0.3, 1.0),
+)
+
+
+def test_a_calibration_makes_radii_confidence_and_regions() -> None:
+    world = World()
+    raw = world.retrieve(num_cells=4, log_prob_weight=0.1)
+    found = world.retrieve(num_cells=4, log_prob_weight=0.1, calibration=CALIBRATION, regions=True, abstain_below=0.6)
+    for b, (a, c) in enumerate(zip(raw, found, strict=True)):
+        assert (c.lat, c.lon, c.neighbour_ids) == (a.lat, a.lon, a.neighbour_ids)
+        assert c.radius_km == pytest.approx(2 * a.radius_km)
+        assert c.radius_50_km == pytest.approx(0.25 * a.radius_km)
+        probs = softmax(world.logits[b])
+        best = world.ids.index(c.neighbour_ids[0])
+        near = sum(
+            probs[cell]
+            for cell in c.cell_ids
+            if cell == world.cells[best]
+            or haversine_km(c.lat, c.lon, world.cell_lat[cell], world.cell_lon[cell]) <= 5000
+        )
+        near = min(near, 1 - 1e-4)
+        z = 0.2 + 0.5 * np.log(near / (1 - near)) - 0.3 * np.log(a.radius_km / 5000)
+        z += float(world.queries[b] @ world.vectors[best])
+        assert c.confidence == pytest.approx(1 / (1 + np.exp(-z)), abs=1e-6)
+        assert c.localisable == (c.confidence >= 0.6)
+        ranked = np.argsort(-probs)
+        for region, level in ((c.region_50, 0.4), (c.region_90, 0.85)):
+            num = 1 + int(np.argmax(np.cumsum(probs[ranked]) > level))
+            assert list(region) == ranked[:num].tolist()
+        assert (a.radius_50_km, a.localisable, a.region_90) == (None, True, ())
+    assert len({c.localisable for c in found}) == 2
+    assert world.retrieve(calibration=CALIBRATION)[0].region_90 == ()  # not asked for
+    assert world.retrieve(regions=True)[0].region_90 == ()  # not calibrated
+
+
+def test_settings_win_over_the_calibration_and_none_leaves_it_the_choice() -> None:
+    world, tuned = World(), Calibration(radius_scale=3.0, score_temperature=0.5, log_prob_weight=0.7)
+    left = world.retriever(calibration=tuned, log_prob_weight=None)
+    assert (left.radius_scale, left.score_temperature, left.log_prob_weight) == (3.0, 0.5, 0.7)
+    given = world.retriever(calibration=tuned, log_prob_weight=0.0, score_temperature=1.0, radius_scale=1.0)
+    assert (given.radius_scale, given.score_temperature, given.log_prob_weight) == (1.0, 1.0, 0.0)
+    plain = world.retriever()
+    assert (plain.radius_scale, plain.score_temperature, plain.log_prob_weight) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("refine", ["neighbour", "mean", "prototype"])
+def test_calibrated_rows_do_not_influence_each_other(refine: Any) -> None:
+    world = World()
+    retriever = world.retriever(
+        calibration=CALIBRATION, refine=refine, regions=True, log_prob_weight=0.2, cell_mass=0.8, num_neighbours=7,
+        prototypes=Prototypes.build(world.index),
+    )  # fmt: skip
+    together = retriever.retrieve(world.queries, world.logits, world.names)
+    for b in (0, 7, 24):
+        assert retriever.retrieve(world.queries[b : b + 1], world.logits[b : b + 1], [f"q{b}"]) == [together[b]]
+    for a, b in zip(together, retriever.retrieve(world.queries, world.logits, world.names, top_k=9), strict=True):
+        assert (b.lat, b.lon, b.radius_km, b.confidence) == (a.lat, a.lon, a.radius_km, a.confidence)
+
+
+def test_whitened_queries_meet_whitened_references() -> None:
+    torch.manual_seed(0)
+    world = World()
+    whitening = Whitening.fit(world.vectors, dim=10)
+    index = GeocellIndex.build(
+        whitening(world.vectors), world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, storage="fp32"
+    )
+    config = GeolocatorConfig(image_dim=DIM, text_dim=4, use_text=False, projection_dim=8, num_cells=NUM_CELLS)
+    retriever = Retriever(
+        Geolocator(config).eval(), index, world.cell_lat, world.cell_lon, embedding="whitened", whitening=whitening,
+        num_cells=4,
+    )  # fmt: skip
+    white = whitening(world.vectors)
+    for b, found in enumerate(retriever.predict(world.queries, np.zeros((25, 4)), world.names)):
+        members = np.flatnonzero(np.isin(world.cells, found.cell_ids))
+        cosines = white[members] @ whitening(world.queries[b : b + 1])[0]
+        assert found.neighbour_ids[0] == world.ids[members[cosines.argmax()]]
+        assert found.neighbour_scores[0] == pytest.approx(cosines.max(), abs=1e-6)
+
+
+def test_the_stage_writes_what_is_optional_too() -> None:
+    world = World()
+    config = GeolocatorConfig(image_dim=DIM, text_dim=4, use_text=False, projection_dim=DIM, num_cells=NUM_CELLS)
+    batch = {
+        "pano_id": np.array(world.names, dtype=object), "image_embedding": world.queries,
+        "text_embedding": np.zeros((25, 4), np.float32),
+    }  # fmt: skip
+    head = Geolocator(config).eval()
+    plain = Retriever(head, world.index, world.cell_lat, world.cell_lon)(batch)
+    assert set(Retriever.writes) <= set(plain)
+    assert np.isnan(plain["radius_50_km"]).all()
+    assert plain["localisable"].tolist() == [True] * 25
+    known = Retriever(head, world.index, world.cell_lat, world.cell_lon, calibration=CALIBRATION, abstain_below=1.0)
+    out = known(batch)
+    np.testing.assert_allclose(out["radius_50_km"], out["radius_km"] / 8)
+    assert out["localisable"].tolist() == [False] * 25
+
+
 def test_radius_scales_and_has_the_cells_radius_as_its_floor() -> None:
     world = World()
     one = world.retrieve()
@@ -210,6 +350,12 @@ def test_image_alone_needs_no_text() -> None:
         ({"refine": "median"}, "median"),
         ({"embedding": "text"}, "text"),
         ({"radius_scale": 0.0}, "radius_scale"),
+        ({"score_temperature": 0.0}, "score_temperature"),
+        ({"mean_within_km": float("nan")}, "mean_within_km"),
+        ({"log_prob_weight": -0.1}, "log_prob_weight"),
+        ({"abstain_below": 1.5}, "abstain_below"),
+        ({"embedding": "whitened"}, "whitening of the index"),
+        ({"refine": "prototype"}, "there are none; set retrieve.refine=prototype"),
         ({"cell_radius_km": [1.0]}, "geocells"),
     ],
 )

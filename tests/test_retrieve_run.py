@@ -21,7 +21,9 @@ from hedwig.index import GeocellIndex
 from hedwig.models.encoder import load_encoder, save_encoder
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
 from hedwig.panorama import PanoramaSlicer, Slicing
-from hedwig.retrieve import Hedwig, Predictor, Retriever, load_retriever
+from hedwig.retrieve import Calibration, Hedwig, Predictor, Retriever, load_retriever
+from hedwig.retrieve.prototypes import Prototypes
+from hedwig.retrieve.whitening import Whitening
 
 NUM_CELLS, NUM_REFERENCES = 6, 12
 ENCODER = {"name": "viclip-tiny", "weights": None, "seed": 0, "dtype": "float32"}
@@ -200,6 +202,56 @@ def test_settings_come_from_the_predictions_then_the_index_then_the_caller(run: 
         manifest.read_text() + "\n"
     )  # the index was made anew, with new settings: the old ones are void
     assert load_retriever(str(run)).num_cells == 6
+
+
+def rebuilt(run: Path, retrieve: dict[str, Any], embedding: str, calibration: Calibration) -> GeocellIndex:
+    """The run's index anew, of whitened image embeddings if so wanted, with all that such an index has beside it."""
+    old = GeocellIndex.load(run / "index")
+    shutil.rmtree(run / "index")
+    (run / "index").mkdir()
+    whitening = None
+    vectors = old.vectors()
+    if embedding == "whitened":
+        columns = dict(np.load(run.parent / "embedded.npz"))
+        vectors = columns["image_embedding"][[int(name[1:]) for name in old.pano_ids]]
+        whitening = Whitening.fit(vectors)
+        whitening.save(run / "index")
+        vectors = whitening(vectors)
+    who = (old.cell_ids, old.pano_ids, old.lat, old.lon)
+    index = GeocellIndex.build(vectors, *who, num_cells=NUM_CELLS, storage="fp32")
+    index.save(run / "index")
+    if retrieve.get("refine") == "prototype":
+        Prototypes.build(index).save(run / "index")
+    calibration.save(run / "index" / "calibration.json", {})
+    config = {"embedding": embedding, "storage": "fp32", "retrieve": retrieve}
+    publish(run / "index", "index", config, ("embeddings", "geocells", "geolocator"))
+    return index
+
+
+def test_whitening_and_calibration_are_found_beside_the_index(run: Path, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copy(finished_run.parent / "embedded.npz", tmp_path)
+    known = Calibration(radius_scale=2.0, radius_50_scale=0.5, score_temperature=0.5, log_prob_weight=0.01)
+    rebuilt(run, {"num_cells": NUM_CELLS, "log_prob_weight": None}, "whitened", known)
+    retriever = load_retriever(str(run))
+    assert (retriever.log_prob_weight, retriever.score_temperature, retriever.radius_scale) == (0.01, 0.5, 2.0)
+    hedwig = Hedwig.load(str(run))
+    for i in (0, 5, 11):
+        found = hedwig.locate(picture(i))
+        assert found.neighbour_ids[0] == f"r{i:02d}"
+        assert found.radius_50_km == pytest.approx(found.radius_km / 4)
+    assert load_retriever(str(run), log_prob_weight=0.3).log_prob_weight == 0.3
+    (run / "index" / "whitening.safetensors").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"whitening\.safetensors is damaged.*hedwig index"):
+        load_retriever(str(run))
+
+
+def test_prototypes_are_found_beside_the_index_or_their_lack_is_told(run: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"prototypes\.safetensors is missing; set retrieve\.refine=prototype"):
+        load_retriever(str(run), refine="prototype")
+    index = rebuilt(run, {"num_cells": NUM_CELLS, "refine": "prototype"}, "projected", Calibration())
+    found = Hedwig.load(str(run)).locate(picture(3))
+    assert (found.lat, found.lon) in set(zip(index.lat, index.lon, strict=True))
+    assert load_retriever(str(run), refine="cell").prototypes is None
 
 
 def test_weights_inside_the_run_move_with_it(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

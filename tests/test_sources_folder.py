@@ -109,3 +109,22 @@ def test_the_real_photographs_have_lost_their_exif_and_are_queries(shared):
     assert table["lat"].null_count == 25
     kinds = table["projection"].to_pylist()
     assert kinds.count("equirectangular") == 9  # by their ratio; as listed by hand
+
+
+def test_a_sphere_that_is_not_cropped_about_the_horizon_is_rejected(tmp_path):
+    def crop(name, top, shown):
+        xmp = XMP.format(
+            'GPano:ProjectionType="equirectangular" GPano:FullPanoWidthPixels="128" GPano:FullPanoHeightPixels="64" '
+            'GPano:CroppedAreaImageWidthPixels="128" GPano:CroppedAreaLeftPixels="0" '
+            f'GPano:CroppedAreaTopPixels="{top}" GPano:CroppedAreaImageHeightPixels="{shown}"',
+            "",
+        )
+        return photo(tmp_path / name, (128, shown), gps=place(), xmp=xmp)
+
+    assert describe_image(crop("centred.jpg", 16, 32))["projection"] == "equirectangular"
+    crop("sky.jpg", 0, 32)
+    checked = check_listing(listing_frame(read_folder(str(tmp_path))), image_root=str(tmp_path))
+    assert checked.panoramas["projection"].to_pylist() == ["equirectangular"]
+    assert checked.rejected["reason"].to_pylist() == [
+        "unknown projection: 'sphere cropped to 0.0 to 90.0 degrees of elevation, not about the horizon'."
+    ]

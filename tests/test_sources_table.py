@@ -1,3 +1,7 @@
+import hashlib
+import io
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -95,3 +99,38 @@ def test_the_real_listing_is_accounted_for(shared):
     assert checked.panoramas.num_rows + checked.rejected.num_rows == 284
     splits = np.array(checked.panoramas["split"].to_pylist())
     assert int((splits == "query").sum()) == 39
+
+
+def test_an_image_in_a_tar_gives_its_id_and_its_digest(tmp_path):
+    data = b"an image"
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        info = tarfile.TarInfo("p.jpg")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    digest = hashlib.sha256(data).hexdigest()
+    row = check(tmp_path, ",1,2,,,,0.tar#p.jpg").panoramas.to_pylist()[0]
+    assert (row["pano_id"], row["sha256"]) == (digest[:22], digest)
+
+
+def test_digests_of_local_images_are_read_when_asked_for_and_stated_ones_kept(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    rows = ("a,1,2,a.jpg,", "b,1,2,a.jpg,abc", "c,1,2,gone.jpg,", "d,1,2,s3://bucket/d.jpg,")
+    frame = listing(tmp_path, *rows, header="pano_id,lat,lon,image_uri,sha256")
+    digest = hashlib.sha256(b"one").hexdigest()
+    made = check_listing(frame, image_root=str(tmp_path), sha256=True).panoramas
+    assert made["sha256"].to_pylist() == [digest, "abc", None, None]
+    assert check_listing(frame, image_root=str(tmp_path)).panoramas["sha256"].to_pylist() == [None, "abc", None, None]
+
+
+def test_the_field_of_view_and_the_origin_are_kept(tmp_path):
+    header = "pano_id,lat,lon,heading,image_uri,fov_deg,made_from"
+    checked = check(
+        tmp_path, "a,1,2,0,a.jpg,90,o", "b,1,2,0,b.jpg,,", "c,1,2,0,c.jpg,wide,", "d,1,2,0,d.jpg,400,", header=header
+    )
+    assert checked.panoramas["fov_deg"].to_pylist() == [90.0, None]
+    assert checked.panoramas["made_from"].to_pylist() == ["o", None]
+    assert list(checked.reasons) == ["fov_deg is not a number", "fov_deg out of range"]
+    rows = ("a,1,2,0,a.jpg,90,", "a,1,2,90,b.jpg,90,", "b,1,2,0,c.jpg,90,", "b,1,2,90,d.jpg,60,")
+    bearings = check(tmp_path, *rows, header=header, layout="bearings")
+    assert bearings.panoramas["fov_deg"].to_pylist() == [90.0]
+    assert bearings.reasons == {"rows of one pano_id disagree about fov_deg": 2}

@@ -149,3 +149,13 @@ def test_countries_keep_their_real_traits_and_their_look():
         (s.board, s.accent, s.stripes, s.pole, s.bollard) for s in map(country, ("US", "CA", "BR", "JP", "CN", "TR"))
     }
     assert len(styles) == 6  # one board, but no two alike
+
+
+def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path):
+    from hedwig.config import SyntheticConfig
+    from hedwig.pipelines.world import render_world
+
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="not a synthetic world's"):
+        render_world(str(tmp_path), SyntheticConfig(num=1))
+    assert (tmp_path / "mine.txt").read_text() == "precious"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from hedwig import storage
-from hedwig.acquisition.maps import draw_positions, png_bytes
+from hedwig.acquisition.maps import draw_positions, png_bytes, shortest_arc
 from hedwig.geo import km_to_chord, unit_vectors
 from hedwig.geocells import Geography
 
@@ -214,7 +214,11 @@ def _near_same_time(
 def _extent(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> dict[str, float] | None:
     if not len(lat):
         return None
-    bounds = {"south": lat.min(), "north": lat.max(), "west": lon.min(), "east": lon.max()}
+    west, east = lon.min(), lon.max()
+    middle, width = shortest_arc(lon)
+    if width < east - west - 1e-6:  # across the antimeridian, where west is the greater one
+        west, east = ((middle + side * width / 2 + 180) % 360 - 180 for side in (-1, 1))
+    bounds = {"south": lat.min(), "north": lat.max(), "west": west, "east": east}
     return {name: round(float(value), 6) for name, value in bounds.items()}
 
 

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hedwig.geo import equal_earth, haversine_km, spherical_mean
 
-__all__ = ["draw_positions", "png_bytes"]
+__all__ = ["draw_positions", "png_bytes", "shortest_arc"]
 
 Floats = NDArray[np.float64]
 
@@ -152,10 +152,10 @@ def _groups(lat: Floats, lon: Floats, owner: NDArray[np.object_]) -> list[tuple[
     found = [(np.isin(owner.astype(str), m), m) for m in members]
     found.sort(key=lambda pair: (-int(pair[0].sum()), pair[1]))
     few = 1 < len(found) <= MAX_INSETS + 1 and found[0][0].mean() >= MAIN_SHARE
-    return found if few and _arc(lon[found[0][0]])[1] < WORLD_DEG else everything
+    return found if few and shortest_arc(lon[found[0][0]])[1] < WORLD_DEG else everything
 
 
-def _arc(lon: Floats) -> tuple[float, float]:
+def shortest_arc(lon: Floats) -> tuple[float, float]:
     """Middle and width in degrees of the shortest arc that holds all longitudes."""
     turned = np.unique(lon % 360.0)
     gaps = np.diff(np.append(turned, turned[0] + 360.0))
@@ -172,7 +172,7 @@ def _fit(lat: Floats, lon: Floats, shapes: NDArray[np.object_]) -> _View:
     if len(shapes):
         corners = shapely.get_coordinates(shapely.simplify(shapes, 0.02))
         lat, lon = np.concatenate([lat, corners[:, 1]]), np.concatenate([lon, corners[:, 0]])
-    lon0, width = _arc(lon)
+    lon0, width = shortest_arc(lon)
     if width >= WORLD_DEG:
         return world
     turned = _View(lon0, world.extent, False)

@@ -126,7 +126,7 @@ def plan_population(
     """`num` places around GeoNames places drawn with probability ∝ population^alpha, on land.
 
     Args:
-        num: places.
+        num: places; fewer are found where `radius_km` is 0 and there are no more, since no position is taken twice.
         geography: whose places and land; `Geography.default` has them.
         alpha: 1 follows the population, 0 makes a village count as much as a city, 0.5 lies between. Places of
             unknown population (0 in the table) are left out.
@@ -146,7 +146,9 @@ def plan_population(
         _check_countries(countries, sorted(set(places["country"])))
         places = places[places["country"].isin(list(countries))]
     places = places.sort_values(["country", "admin1", "name", "lat", "lon"], kind="stable").reset_index(drop=True)
-    _, land = _land(geography, (), ())
+    # Some overseas departments have places of their own code, and their land in the polygon of another.
+    have_land = set(countries) <= {str(code) for code in geography.country_polygons()["country"]}
+    _, land = _land(geography, countries if have_land else (), ())
     # relative to the largest, so that no alpha overflows
     weight = (places["population"].to_numpy(dtype=np.float64) / places["population"].max()) ** alpha
     lat, lon = places["lat"].to_numpy(dtype=np.float64), places["lon"].to_numpy(dtype=np.float64)

@@ -214,10 +214,32 @@ def _crosses(shape: Any) -> bool:
 
 
 def _jumps(coords: Floats) -> NDArray[np.bool_]:
+    """Which edges (E,) of a ring run across the antimeridian instead of around the globe.
+
+    An edge from 180 to -180 is either the flat map's own frame or one point of the antimeridian written twice; where
+    both close the ring, that one is meant which bounds the smaller area.
+    """
     lon, lat = coords.T
-    frame = (np.abs(lon[:-1]) == 180) & (np.abs(lon[1:]) == 180)
-    frame |= (np.abs(lat[:-1]) >= 89.9) & (np.abs(lat[1:]) >= 89.9)
-    return np.asarray((np.abs(np.diff(lon)) > 180) & ~frame)
+    wide = np.abs(np.diff(lon)) > 180
+    wide &= ~((np.abs(lat[:-1]) >= 89.9) & (np.abs(lat[1:]) >= 89.9))
+    framed = np.asarray(wide & ~((np.abs(lon[:-1]) == 180) & (np.abs(lon[1:]) == 180)))
+    if (wide == framed).all():
+        return framed
+    smaller = _area_deg2(coords, wide)
+    return wide if 1e-9 < smaller < _area_deg2(coords, framed) else framed
+
+
+def _area_deg2(coords: Floats, jumps: NDArray[np.bool_]) -> float:
+    """Area on the flat map of a ring that crosses the antimeridian at `jumps`; infinite if it does not close then."""
+    steps = _steps(coords, jumps)
+    if abs(steps.sum()) > 1:
+        return np.inf
+    lon, lat = coords[:, 0] + np.concatenate([[0.0], np.cumsum(steps)]), coords[:, 1]
+    return float(abs(np.sum((lon[:-1] + lon[1:]) / 2 * np.diff(lat))))
+
+
+def _steps(coords: Floats, jumps: NDArray[np.bool_]) -> Floats:
+    return np.where(jumps, -360.0 * np.sign(np.diff(coords[:, 0])), 0.0)
 
 
 def _cut_at_antimeridian(shape: Any, name: str) -> Any:
@@ -243,7 +265,7 @@ def _cut_at_antimeridian(shape: Any, name: str) -> Any:
 
 
 def _continuous(coords: Floats, name: str) -> Floats:
-    steps = np.where(_jumps(coords), -360.0 * np.sign(np.diff(coords[:, 0])), 0.0)
+    steps = _steps(coords, _jumps(coords))
     if abs(steps.sum()) > 1:
         raise ValueError(
             f"Region {name!r} winds around a pole, so its ring does not close in longitude and latitude; close it "

@@ -147,7 +147,7 @@ def spread(
 
     Dart throwing in a fixed order: the regions, sorted by id, throw in turns, and a dart that lands too near to an
     earlier one is lost. A region that loses `MAX_MISSES` darts in a row is full: it keeps what it has, and what it
-    lacks is in the shortfall.
+    lacks is in the shortfall. No position is taken twice, whatever the distance: a plan's ids come from positions.
 
     Args:
         samplers: one per region id.
@@ -166,6 +166,7 @@ def spread(
     missing = np.array([num[name] for name in names], dtype=np.int64)
     misses = np.zeros(len(names), dtype=np.int64)
     full = missing == 0
+    seen: set[tuple[float, float]] = set()
     kept: list[NDArray[Any]] = []  # per round: (K, 4) of lat, lon, region number, row
     first = True
     while not full.all():
@@ -182,7 +183,7 @@ def spread(
             break
         thrown = np.concatenate(darts)
         thrown = thrown[np.lexsort((thrown[:, 2], thrown[:, 4]))]
-        taken = _accept(thrown, np.concatenate(kept) if kept else None, chord, missing, misses)
+        taken = _accept(thrown, np.concatenate(kept) if kept else None, chord, missing, misses, seen)
         kept.append(thrown[taken, :4])
         full |= (missing == 0) | (misses >= MAX_MISSES)
     points = np.concatenate(kept) if kept else np.empty((0, 4))
@@ -193,9 +194,14 @@ def spread(
 
 
 def _accept(
-    thrown: NDArray[Any], kept: NDArray[Any] | None, chord: float, missing: Ints, misses: Ints
+    thrown: NDArray[Any],
+    kept: NDArray[Any] | None,
+    chord: float,
+    missing: Ints,
+    misses: Ints,
+    seen: set[tuple[float, float]],
 ) -> NDArray[np.bool_]:
-    """Which darts (N, 5) stand, judged one after the other; `missing` and `misses` are brought up to date."""
+    """Which darts (N, 5) stand, judged one after the other; `missing`, `misses` and `seen` are brought up to date."""
     vectors = unit_vectors(thrown[:, 0], thrown[:, 1])
     lost = np.zeros(len(thrown), dtype=bool)
     earlier: dict[int, list[int]] = {}
@@ -208,13 +214,15 @@ def _accept(
             for a, b in cKDTree(vectors[alive]).query_pairs(chord * (1 - 1e-12), output_type="ndarray").tolist():
                 earlier.setdefault(int(alive[max(a, b)]), []).append(int(alive[min(a, b)]))
     taken = np.zeros(len(thrown), dtype=bool)
+    places = list(map(tuple, thrown[:, :2].tolist()))
     for i, region in enumerate(thrown[:, 2].astype(np.int64).tolist()):
         if missing[region] == 0:
             continue
-        if lost[i] or any(taken[j] for j in earlier.get(i, ())):
+        if lost[i] or places[i] in seen or any(taken[j] for j in earlier.get(i, ())):
             misses[region] += 1
             continue
         taken[i] = True
+        seen.add(places[i])
         missing[region] -= 1
         misses[region] = 0
     return taken

@@ -48,11 +48,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "slicing": {"mode": "wrap"},
         "training": {"loss": "haversine_raw", "use_text": False},
         "index": {"embedding": "image"},
+        "retrieve": {"refine": "prototype"},
     },
     "hedwig": {
         "encoder": {"long_captions": "chunks"},
         "training": {"hidden_dim": 512, "cosine": True, "caption_dropout": 0.3},
-        "retrieve": {"log_prob_weight": 0.1},
+        "index": {"tune": True},
     },
 }
 

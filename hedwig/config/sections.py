@@ -245,10 +245,17 @@ class TrainingConfig(_Section):
 
 
 class IndexConfig(_Section):
-    """What the retriever searches."""
+    """What the retriever searches, and what validation rows teach it."""
 
-    embedding: Literal["projected", "image"] = "projected"
+    embedding: Literal["projected", "image", "whitened"] = "projected"
     storage: Literal["fp16", "fp32"] = "fp16"
+    whiten_dim: int | None = Field(default=None, ge=1, description="dimensions kept by whitening; default: all")
+    whiten_shrinkage: float | None = Field(default=None, ge=0, le=1, description="default: Ledoit-Wolf")
+    prototype_min_samples: int = Field(default=3, ge=2, description="OPTICS, for retrieve.refine=prototype")
+    prototype_xi: float = Field(default=0.15, gt=0, lt=1)
+    tune: bool = Field(default=False, description="choose what retrieve leaves open by half of the validation rows")
+    tune_for: Literal["geoscore", "median"] = "geoscore"
+    confidence_km: float = Field(default=200.0, gt=0, description="confidence: the answer is within this distance")
 
 
 class RetrieveConfig(_Section):
@@ -256,11 +263,18 @@ class RetrieveConfig(_Section):
 
     num_cells: int = Field(default=5, ge=1)
     cell_mass: float | None = Field(
-        default=None, gt=0, le=1, description="smallest set of cells with this posterior mass"
+        default=None, gt=0, le=1, description="smallest set of cells with this posterior mass, at most num_cells"
     )
     num_neighbours: int = Field(default=5, ge=1)
-    log_prob_weight: float = Field(default=0.0, ge=0, description="score = cosine + this x log p(cell)")
-    refine: Literal["neighbour", "cell", "mean"] = "neighbour"
+    log_prob_weight: float | None = Field(
+        default=None, ge=0, description="score = cosine / T + this x log p(cell); None: tuned, or 0 without tuning"
+    )
+    score_temperature: float | None = Field(default=None, gt=0, description="T; None: tuned, or 1 without tuning")
+    refine: Literal["neighbour", "cell", "mean", "prototype"] = "neighbour"
+    mean_within_km: float = Field(default=1000.0, gt=0, description="refine=mean: neighbours this near to the best")
+    prototype_temperature: float = Field(default=1.6, gt=0)
+    abstain_below: float | None = Field(default=None, ge=0, le=1, description="less confident answers are marked")
+    regions: bool = Field(default=False, description="list the cells of the 50 % and 90 % regions")
 
 
 class EvaluateConfig(_Section):

@@ -10,6 +10,7 @@ headings and field of view are taken as given. `hedwig.panorama.stitch_bearings`
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -29,6 +30,9 @@ StitchedProjection = Literal["equirectangular", "strip"]
 
 _MAX_DENSITY = 2.0  # photograph px per panorama px above which sampling aliases; such photographs are shrunk first
 _SURVEY_DEG = 0.5  # grid on which the band that every heading has is looked for
+_MAX_HEIGHT_PX = 4096  # making the map of eight views of 90 degrees took 0.9 GB at 2048; it grows by the square
+_BLOCK_PX = 256
+_MAP_LOCK = threading.Lock()  # lru_cache alone lets every thread make the same large map at once
 _TOUCHING_DEG = 1e-6  # four views of 90 degrees touch; rounding must not make that a gap
 
 
@@ -118,8 +122,11 @@ def stitch_views(
     rig, order = _checked_rig(images, headings_deg, fov_deg, pitch_deg)
     if projection not in get_args(StitchedProjection):
         raise ValueError(f"projection is {projection!r}; choose one of {', '.join(get_args(StitchedProjection))}.")
-    if not 16 <= height_px <= 8192:
-        raise ValueError(f"height_px is {height_px}; it must be a whole number from 16 to 8192.")
+    if not 16 <= height_px <= _MAX_HEIGHT_PX:
+        raise ValueError(
+            f"height_px is {height_px}; it must be a whole number from 16 to {_MAX_HEIGHT_PX}: the map of a rig takes "
+            "memory by the square of it."
+        )
     if not 0 < feather_deg <= 180 or not math.isfinite(heading_deg):
         raise ValueError(
             f"feather_deg is {feather_deg} and heading_deg {heading_deg}; the first must lie in 0 to 180, the second "
@@ -127,7 +134,8 @@ def stitch_views(
         )
     overlap = _smallest_overlap(rig)
     heading_deg %= 360
-    mapping = _map(rig, height_px, projection, heading_deg, feather_deg)
+    with _MAP_LOCK:
+        mapping = _map(rig, height_px, projection, heading_deg, feather_deg)
     height, width = mapping.mask.shape
     canvas = np.zeros((height, width, 3), dtype=np.float32)
     for place, patch, fov in zip(order, mapping.patches, rig.fovs_deg, strict=True):
@@ -296,37 +304,61 @@ def _map(rig: _Rig, height_px: int, projection: str, heading_deg: float, feather
     views = []
     best = np.full((height_px, width_px), -1, dtype=np.float32)
     for index in range(len(rig.headings_deg)):
-        x, y, distance = _inside(rig, index, headings, elevation)
-        np.maximum(best, distance, out=best)
-        views.append((x, y, distance))
-    weights = []
-    for _, _, distance in views:
-        behind_best = 1 - (best - distance) / np.float32(feather_deg)
+        view = _seen_columns(rig, index, headings, elevation)
+        best[:, view[0]] = np.maximum(best[:, view[0]], view[3])
+        views.append(view)
+    weights: list[NDArray[np.float32]] = []
+    total = np.zeros_like(best)
+    for columns, _, _, distance in views:
+        behind_best = 1 - (best[:, columns] - distance) / np.float32(feather_deg)
         weight = np.clip(behind_best, 0, 1) * np.clip(distance / np.float32(feather_deg), 1e-4, 1)
-        weights.append(np.where(distance >= 0, weight, np.float32(0)))
-    total = np.maximum(np.sum(weights, axis=0), np.float32(1e-12))
+        weights.append(np.where(distance >= 0, weight, np.float32(0)).astype(np.float32, copy=False))
+        total[:, columns] += weights[-1]
+    np.maximum(total, np.float32(1e-12), out=total)
     patches = [
-        _patch(x, y, weight / total, (headings - heading) % 360)
-        for (x, y, _), weight, heading in zip(views, weights, rig.headings_deg, strict=True)
+        _patch(columns, x, y, weight / total[:, columns], (headings[columns] - heading) % 360)
+        for (columns, x, y, _), weight, heading in zip(views, weights, rig.headings_deg, strict=True)
     ]
     for patch in patches:
         patch.grid.flags.writeable = patch.weight.flags.writeable = False  # shared by every later call
     return _Map(tuple(patches), best >= 0, 2 * max(0.0, min(highest, -lowest)))
 
 
+def _seen_columns(
+    rig: _Rig, index: int, headings: NDArray[np.float64], elevation: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """The columns in which a photograph shows anything, and `_inside` of these alone, found block by block."""
+    found = []
+    for start in range(0, len(headings), _BLOCK_PX):
+        block = _inside(rig, index, headings[start : start + _BLOCK_PX], elevation)
+        seen = np.flatnonzero((block[2] >= 0).any(axis=0))
+        if len(seen):
+            found.append((start + seen, block[0][:, seen], block[1][:, seen], block[2][:, seen]))
+    if not found:
+        nothing = np.zeros((len(elevation), 0), np.float32)
+        return np.zeros(0, np.intp), nothing, nothing, nothing
+    columns = np.concatenate([part[0] for part in found])
+    x, y, distance = (np.concatenate([part[i] for part in found], axis=1) for i in (1, 2, 3))
+    return columns, x, y, distance
+
+
 def _patch(
-    x: NDArray[np.float32], y: NDArray[np.float32], weight: NDArray[np.float32], turn_deg: NDArray[np.float64]
+    columns: NDArray[np.intp],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    turn_deg: NDArray[np.float64],
 ) -> _Patch:
     """The rows and columns in which a photograph counts; columns run on through the seam."""
-    rows = np.flatnonzero(weight.max(axis=1) > 0)
-    columns = np.flatnonzero(weight.max(axis=0) > 0)
+    rows = np.flatnonzero((weight > 0).any(axis=1))
+    kept = np.flatnonzero((weight > 0).any(axis=0))
     if len(rows) == 0:
-        return _Patch(slice(0, 0), columns, np.zeros((0, 0, 2), np.float32), np.zeros((0, 0), np.float32))
-    columns = columns[np.argsort((turn_deg[columns] + 180) % 360)]
+        return _Patch(slice(0, 0), columns[kept], np.zeros((0, 0, 2), np.float32), np.zeros((0, 0), np.float32))
+    kept = kept[np.argsort((turn_deg[kept] + 180) % 360)]
     within = slice(int(rows[0]), int(rows[-1]) + 1)
-    grid = np.stack([x[within][:, columns], y[within][:, columns]], axis=-1)
+    grid = np.stack([x[within][:, kept], y[within][:, kept]], axis=-1)
     # Behind the camera and far outside the weight is 0; keep the sampler's arithmetic finite there.
-    return _Patch(within, columns, np.clip(grid, -2, 2), np.ascontiguousarray(weight[within][:, columns]))
+    return _Patch(within, columns[kept], np.clip(grid, -2, 2), np.ascontiguousarray(weight[within][:, kept]))
 
 
 def _sampled(image: NDArray[np.uint8], fov_deg: float, turn_px: int, patch: _Patch) -> NDArray[np.float32]:

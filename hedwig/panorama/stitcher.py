@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ViewStitcher"]
 
+DEFAULT_FOV_DEG = 90.0
+_SAME_DEG = 0.01
 _LISTED_AS = {"equirectangular": "equirectangular", "strip": "frame strip"}  # schema.PROJECTIONS
 
 
@@ -30,7 +32,8 @@ class ViewStitcher:
     column. New (B,): ``band_deg`` and ``overlap_deg`` float64 (NaN for rows that passed through), ``failure``.
 
     Args:
-        fov_deg: Horizontal field of view of every picture.
+        fov_deg: Horizontal field of view of every picture; None for that of the row's ``fov_deg``, or 90 where there is
+            none. A row that says another than this one fails.
         pitch_deg: Elevation of their centres.
         height_px: Rows of the panorama.
         projection: 'equirectangular' or 'strip'.
@@ -44,12 +47,13 @@ class ViewStitcher:
     """
 
     reads = ("image_bytes", "projection", "heading", "bearing_deg")
+    reads_if_there = ("fov_deg",)
     writes = ("image_bytes", "projection", "heading", "band_deg", "overlap_deg")
 
     def __init__(
         self,
         *,
-        fov_deg: float = 90.0,
+        fov_deg: float | None = None,
         pitch_deg: float = 0.0,
         height_px: int = 512,
         projection: StitchedProjection = "equirectangular",
@@ -60,8 +64,9 @@ class ViewStitcher:
     ) -> None:
         if num_threads < 1 or not 1 <= jpeg_quality <= 100:
             raise ValueError(f"num_threads is {num_threads} (at least 1), jpeg_quality {jpeg_quality} (1 to 100).")
+        self.fov_deg = fov_deg
         self.geometry: dict[str, Any] = {
-            "fov_deg": fov_deg, "pitch_deg": pitch_deg, "height_px": height_px, "projection": projection,
+            "pitch_deg": pitch_deg, "height_px": height_px, "projection": projection,
             "heading_deg": heading_deg, "feather_deg": feather_deg,
         }  # fmt: skip
         self.jpeg_quality, self.num_threads = jpeg_quality, num_threads
@@ -78,7 +83,8 @@ class ViewStitcher:
             if str(batch["projection"][row]) != "bearings":
                 return
             try:
-                panorama = self._stitched(batch["image_bytes"][row], batch["bearing_deg"][row])
+                fov_deg = self._fov_of(batch["fov_deg"][row] if "fov_deg" in batch else None)
+                panorama = self._stitched(batch["image_bytes"][row], batch["bearing_deg"][row], fov_deg)
             except ValueError as error:
                 failures[row] = str(error)
             except MemoryError as error:
@@ -97,11 +103,20 @@ class ViewStitcher:
         made = {"image_bytes": images, "projection": projections, "heading": headings}
         return {**batch, **made, "band_deg": bands, "overlap_deg": overlaps, "failure": failures}
 
-    def _stitched(self, files: Any, bearings_deg: Any) -> Stitched:
+    def _fov_of(self, listed: Any) -> float:
+        if listed is None or not np.isfinite(listed):
+            return DEFAULT_FOV_DEG if self.fov_deg is None else self.fov_deg
+        if self.fov_deg is not None and abs(self.fov_deg - float(listed)) > _SAME_DEG:
+            raise ValueError(
+                f"fov mismatch: fov_deg is {self.fov_deg:g}, and the row says {float(listed):g}; leave it out."
+            )
+        return float(listed)
+
+    def _stitched(self, files: Any, bearings_deg: Any, fov_deg: float) -> Stitched:
         if files is None or isinstance(files, bytes | bytearray | memoryview) or bearings_deg is None:
             raise ValueError("Projection 'bearings' needs a list of images and one of their headings.")
         images = [decode_image(file) for file in files]
-        return stitch_views(images, [float(bearing) for bearing in bearings_deg], **self.geometry)
+        return stitch_views(images, [float(bearing) for bearing in bearings_deg], fov_deg=fov_deg, **self.geometry)
 
 
 def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

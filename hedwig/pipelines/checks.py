@@ -109,10 +109,10 @@ def check_encoders(x: Experiment, stages: Collection[str]) -> None:
         FileNotFoundError: weights that are to be used and are not there.
         ValueError: unknown encoder, or settings that contradict each other; says which, and what to set instead.
     """
-    if x.encoder.fusion == "max_sim" and x.index.embedding != "image":
+    if x.encoder.fusion == "max_sim" and x.index.embedding == "projected":
         raise ValueError(
             f"encoder.fusion is 'max_sim', which compares the frames' own vectors, and index.embedding is "
-            f"{x.index.embedding!r}; set index.embedding=image."
+            f"{x.index.embedding!r}; set index.embedding=image or whitened."
         )
     if not set(stages) & set(ENCODING_STAGES):
         return

@@ -48,6 +48,7 @@ def render_world(
     wanted = storage.fingerprint("world", config, {})
     marker = storage.join(folder, ".asked")
     if not storage.exists(marker) or storage.read_bytes(marker).decode() != wanted:
+        _refuse_to_delete(folder, marker)
         storage.delete(folder)
         storage.write_bytes(marker, wanted.encode())
     rows = World(_places(section), section.seed).rows(section.num, width=section.width)
@@ -60,6 +61,14 @@ def render_world(
         folder, kind="world", config=config, inputs={}, num_in=len(rows), num_out=len(rows),
         details={"note": SYNTHETIC_NOTE}, seconds=time.monotonic() - started, skip=("images/",),
     )  # fmt: skip
+
+
+def _refuse_to_delete(folder: str, marker: str) -> None:
+    """Only a folder that a world was made in may be emptied for another one."""
+    there = storage.read_manifest(folder)
+    ours = storage.exists(marker) or (there is not None and there.kind == "world")
+    if not ours and storage.list_files(folder, recursive=True):
+        raise ValueError(f"{folder} holds files that are not a synthetic world's; choose an empty folder for it.")
 
 
 def _places(section: SyntheticConfig) -> pd.DataFrame:

@@ -5,11 +5,13 @@ softmax of what the geolocator returns, whose temperature is part of the geoloca
 the search to likely cells is the method, not a shortcut: a search over everything answers other questions. Where the
 index holds every frame of a reference (max_sim), a query asks with all of its frames and the best pair counts; where
 the geolocator pools frames (attention), it is handed the frames and its pool makes the one vector. Nothing is read
-from disk here; that is `hedwig.retrieve.run`.
+from disk here; that is `hedwig.retrieve.run`. How wide a radius is and what a confidence means is told by a
+`Calibration`; without one the radius is a spread and the confidence a posterior.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,16 +20,21 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hedwig.geo import haversine_km, spherical_mean
+from hedwig.geo import haversine_km
 from hedwig.index import GeocellIndex
+from hedwig.retrieve.calibration import Calibration, region_cells
+from hedwig.retrieve.evidence import Evidence, largest
 from hedwig.retrieve.prediction import Prediction
+from hedwig.retrieve.prototypes import Prototypes
+from hedwig.retrieve.refine import mean_places, prototype_rows
+from hedwig.retrieve.whitening import Whitening
 
 __all__ = ["Retriever"]
 
 Floats = NDArray[np.float64]
-MEAN_WITHIN_KM = 1000.0  # beyond it an average lands in the sea between two guesses (PIGEON's guard)
-MEAN_SCORE_SCALE = 0.1  # a neighbour 0.1 less similar than the best counts e times less
+Ints = NDArray[np.int64]
 LEAST_FLOOR_KM = 1.0  # no answer claims to know the house number
+_EMBEDDINGS, _REFINEMENTS = ("projected", "image", "whitened"), ("neighbour", "cell", "mean", "prototype")
 _LIST_TYPES = {"cell_ids": np.int32, "cell_probs": np.float32, "neighbour_ids": object, "neighbour_scores": np.float32}
 
 
@@ -41,21 +48,34 @@ class Retriever:
         cell_lat: (C,) degrees of the geocells' centroids.
         cell_lon: (C,) degrees.
         cell_radius_km: (C,) how far a geocell's panoramas lie from its centroid; None for 1 km everywhere.
-        embedding: what the index holds: the geolocator's projection, or the image embedding as it is (where frames
-            are pooled, what the pool makes of them).
+        embedding: what the index holds: the geolocator's projection, the image embedding as it is (where frames are
+            pooled, what the pool makes of them), or that one whitened.
+        whitening: what a whitened index was made with.
+        prototypes: of the index, for refine="prototype".
+        calibration: what validation rows taught.
         num_cells: how many cells to search at most.
-        cell_mass: search only the smallest set of cells with this posterior mass.
+        cell_mass: search only the smallest set of cells with this posterior mass, of at most `num_cells`.
         num_neighbours: M.
-        log_prob_weight: neighbours compete by cosine + this x log p(cell); 0 is the paper.
-        refine: the answer is the best neighbour's place (the paper), the most probable cell's centroid, or the
-            spherical mean of the neighbours within 1000 km of the best one, weighted by exp(score / 0.1).
-        radius_scale: what `fit_radius_scale` found on a validation split; 1 yields the raw spread as radius.
+        score_temperature: T of score = cosine / T + log_prob_weight x log p(cell); None takes the calibration's, which
+            is 1 unless tuned. Only T x log_prob_weight decides who is best; T alone sharpens the mean.
+        log_prob_weight: of the same formula; None takes the calibration's, which is 0 (the paper) unless tuned.
+        refine: the answer is the best neighbour's place (the paper), the most probable cell's centroid, the spherical
+            mean of the neighbours near the best one, weighted by exp(score / 0.1), or PIGEON's prototype refinement,
+            which goes by log p(cell) and distance alone: neighbours are then listed, and do not decide.
+        mean_within_km: how near those neighbours must be: beyond it an average lands between two guesses.
+        prototype_temperature: of PIGEON's softmax over distances.
+        radius_scale: what `fit_radius_scale` found on a validation split; 1 yields the raw spread as radius; None
+            takes the calibration's.
+        abstain_below: answers of less confidence are flagged as not localisable; None flags none.
+        regions: whether predictions list the cells of their 50 % and 90 % regions, where those were calibrated. It
+            takes sorting all C cells.
     """
 
     reads: tuple[str, ...] = ("pano_id", "image_embedding", "text_embedding")
     reads_if_there: tuple[str, ...] = ("frame_embeddings",)
     writes: tuple[str, ...] = (
         "lat", "lon", "cell_ids", "cell_probs", "neighbour_ids", "neighbour_scores", "radius_km", "confidence",
+        "radius_50_km", "localisable",
     )  # fmt: skip
 
     def __init__(
@@ -66,43 +86,77 @@ class Retriever:
         cell_lon: ArrayLike,
         *,
         cell_radius_km: ArrayLike | None = None,
-        embedding: Literal["projected", "image"] = "projected",
+        embedding: Literal["projected", "image", "whitened"] = "projected",
+        whitening: Whitening | None = None,
+        prototypes: Prototypes | None = None,
+        calibration: Calibration | None = None,
         num_cells: int = 5,
         cell_mass: float | None = None,
         num_neighbours: int = 5,
-        log_prob_weight: float = 0.0,
-        refine: Literal["neighbour", "cell", "mean"] = "neighbour",
-        radius_scale: float = 1.0,
+        score_temperature: float | None = None,
+        log_prob_weight: float | None = None,
+        refine: Literal["neighbour", "cell", "mean", "prototype"] = "neighbour",
+        mean_within_km: float = 1000.0,
+        prototype_temperature: float = 1.6,
+        radius_scale: float | None = None,
+        abstain_below: float | None = None,
+        regions: bool = False,
     ) -> None:
         self.geolocator, self.index = geolocator, index
+        self.calibration = known = calibration or Calibration()
         self.cell_lat, self.cell_lon = np.asarray(cell_lat, np.float64), np.asarray(cell_lon, np.float64)
         floor = np.zeros(len(self.cell_lat)) if cell_radius_km is None else np.asarray(cell_radius_km, np.float64)
         self.cell_floor_km: Floats = np.maximum(np.nan_to_num(floor), LEAST_FLOOR_KM)
-        if not len(self.cell_lat) == len(self.cell_lon) == len(floor) == index.num_cells:
+        self.embedding, self.refine, self.regions = embedding, refine, regions
+        self.whitening, self.prototypes = whitening, prototypes
+        self.num_cells, self.cell_mass, self.num_neighbours = min(num_cells, index.num_cells), cell_mass, num_neighbours
+        self.score_temperature = float(known.score_temperature if score_temperature is None else score_temperature)
+        self.log_prob_weight = float(known.log_prob_weight if log_prob_weight is None else log_prob_weight)
+        self.radius_scale = float(known.radius_scale if radius_scale is None else radius_scale)
+        self.mean_within_km, self.prototype_temperature = float(mean_within_km), float(prototype_temperature)
+        self.abstain_below = abstain_below
+        self.pools_frames = getattr(getattr(geolocator, "config", None), "num_frames", 0) > 0
+        self.asks_frames = index.num_frames > 1
+        self._check(len(floor))
+
+    def _check(self, num_floors: int) -> None:
+        index = self.index
+        if not len(self.cell_lat) == len(self.cell_lon) == num_floors == index.num_cells:
             raise ValueError(
                 f"{len(self.cell_lat)} cell centroids but an index of {index.num_cells} geocells; "
                 "run `hedwig index` again."
             )
-        if embedding not in ("projected", "image") or refine not in ("neighbour", "cell", "mean"):
-            raise ValueError(f"embedding={embedding!r}, refine={refine!r}: one is unknown; see the Retriever's text.")
-        if num_cells < 1 or num_neighbours < 1 or not (cell_mass is None or 0 < cell_mass <= 1):
+        if self.embedding not in _EMBEDDINGS or self.refine not in _REFINEMENTS:
             raise ValueError(
-                f"num_cells={num_cells} and num_neighbours={num_neighbours} must be at least 1, cell_mass={cell_mass} "
-                "None or in (0, 1]."
+                f"embedding={self.embedding!r}, refine={self.refine!r}: one is unknown; see the Retriever's text."
             )
-        if not (radius_scale > 0 and math.isfinite(radius_scale) and log_prob_weight >= 0):
-            raise ValueError(f"radius_scale={radius_scale} must be > 0 and log_prob_weight={log_prob_weight} >= 0.")
-        self.pools_frames = getattr(getattr(geolocator, "config", None), "num_frames", 0) > 0
-        self.asks_frames = index.num_frames > 1
-        if self.asks_frames and embedding != "image":
+        if self.num_cells < 1 or self.num_neighbours < 1 or not (self.cell_mass is None or 0 < self.cell_mass <= 1):
             raise ValueError(
-                f"The index holds {index.num_frames} vectors per panorama and embedding is {embedding!r}: a projection "
-                "has one. Set index.embedding=image and run `hedwig index` again."
+                f"num_cells={self.num_cells} and num_neighbours={self.num_neighbours} must be at least 1, "
+                f"cell_mass={self.cell_mass} None or in (0, 1]."
             )
-        self.embedding, self.refine = embedding, refine
-        self.num_cells, self.cell_mass = min(num_cells, index.num_cells), cell_mass
-        self.num_neighbours, self.log_prob_weight = num_neighbours, float(log_prob_weight)
-        self.radius_scale = float(radius_scale)
+        for name in ("radius_scale", "score_temperature", "prototype_temperature", "mean_within_km"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite.")
+        if not 0 <= self.log_prob_weight < math.inf or not (self.abstain_below is None or 0 <= self.abstain_below <= 1):
+            raise ValueError(
+                f"log_prob_weight={self.log_prob_weight} must be at least 0 and abstain_below={self.abstain_below} "
+                "None or in [0, 1]."
+            )
+        if self.asks_frames and self.embedding == "projected":
+            raise ValueError(
+                f"The index holds {index.num_frames} vectors per panorama and embedding is {self.embedding!r}: a "
+                "projection has one. Set index.embedding=image and run `hedwig index` again."
+            )
+        if self.embedding == "whitened" and self.whitening is None:
+            raise ValueError("embedding='whitened' needs the whitening of the index; run `hedwig index` again.")
+        clusters = None if self.prototypes is None else len(self.prototypes.clusters)
+        if self.refine == "prototype" and clusters != len(index):
+            raise ValueError(
+                f"refine='prototype' needs prototypes of these {len(index)} references, and there are "
+                f"{'none' if clusters is None else f'some of {clusters}'}; set retrieve.refine=prototype and run "
+                "`hedwig index` again."
+            )
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The batch with the prediction's columns; ``lat, lon`` become the answer, so no truth is left in it."""
@@ -111,11 +165,13 @@ class Retriever:
         columns: dict[str, NDArray[Any]] = {}
         for name in self.writes:
             values = [getattr(p, name) for p in found]
-            if name in ("lat", "lon", "radius_km", "confidence"):
-                columns[name] = np.array(values, dtype=np.float64)
-            else:
+            if name == "localisable":
+                columns[name] = np.array(values, dtype=bool)
+            elif name in _LIST_TYPES:
                 columns[name] = np.empty(len(values), dtype=object)
                 columns[name][:] = [np.asarray(v, dtype=_LIST_TYPES[name]) for v in values]
+            else:
+                columns[name] = np.array(values, dtype=np.float64)  # None becomes NaN
         return {**batch, **columns}
 
     def predict(
@@ -131,6 +187,12 @@ class Retriever:
 
         `frames`, (B, V·Di), are the vectors of each frame; needed where frames are pooled or compared.
         """
+        return self.retrieve(*self.encode(image, text, frames=frames), pano_ids, top_k=top_k)
+
+    def encode(
+        self, image: ArrayLike, text: ArrayLike, *, frames: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Queries (B, D), or (B, V, D), of the kind that the index holds, and logits (B, C); arguments of `predict`."""
         device = next((p.device for p in self.geolocator.parameters()), torch.device("cpu"))
         images, texts = _stacked(image), _stacked(text)
         if self.pools_frames or self.asks_frames:
@@ -143,11 +205,13 @@ class Retriever:
         with torch.inference_mode():
             given = torch.from_numpy(each if self.pools_frames else images).to(device)
             projected, logits = self.geolocator(given, torch.from_numpy(texts).to(device))
-            if self.embedding == "image" and self.pools_frames:
+            if self.embedding != "projected" and self.pools_frames:
                 images = self.geolocator.pool(given).float().cpu().numpy()
         own = each if self.asks_frames else images
         queries = projected.float().cpu().numpy() if self.embedding == "projected" else own
-        return self.retrieve(queries, logits.float().cpu().numpy(), pano_ids, top_k=top_k)
+        if self.embedding == "whitened" and self.whitening is not None:
+            queries = self.whitening(queries)
+        return queries, logits.float().cpu().numpy()
 
     def retrieve(
         self, queries: ArrayLike, logits: ArrayLike, pano_ids: Sequence[str], *, top_k: int | None = None
@@ -164,93 +228,129 @@ class Retriever:
         Raises:
             ValueError: values that are not finite, or shapes that do not fit the index.
         """
-        z = np.asarray(logits, dtype=np.float64)
-        if z.shape != (len(pano_ids), self.index.num_cells) or not np.isfinite(z).all():
-            raise ValueError(
-                f"logits must be finite and ({len(pano_ids)}, {self.index.num_cells}), got {z.shape} with "
-                f"{int((~np.isfinite(z)).sum())} values that are not."
-            )
-        z = z - z.max(axis=1, keepdims=True)
-        log_probs = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        order = _largest(log_probs, min(max(self.num_cells, top_k or 0), z.shape[1]))
-        ordered_log = np.take_along_axis(log_probs, order, axis=1)
-        cells = order[:, : self.num_cells].copy()
-        if self.cell_mass is not None:
-            probs = np.exp(ordered_log[:, : self.num_cells])
-            cells[np.cumsum(probs, axis=1) - probs >= self.cell_mass] = -1
-        rows, scores = self._neighbours(
-            np.asarray(queries), cells, ordered_log[:, : self.num_cells], max(self.num_neighbours, top_k or 0)
+        found = self.evidence(queries, logits, num_queries=len(pano_ids), top_k=top_k)
+        known = self.calibration
+        if known.confidence_weights is None:
+            confidence = np.where(found.cells == found.cell[:, None], found.mass, 0.0).sum(axis=1)
+        else:
+            confidence = known.confidence(found.features(known.confidence_km))
+        half, most = (
+            [()] * len(confidence) if level is None or not self.regions else region_cells(found.log_posterior, level)
+            for level in (known.region_50_level, known.region_90_level)
         )
         return [
-            self._prediction(str(pano_ids[b]), order[b], ordered_log[b], cells[b] >= 0, rows[b], scores[b], top_k)
-            for b in range(len(z))
+            self._prediction(str(name), found, b, top_k, confidence=float(confidence[b]), regions=(half[b], most[b]))
+            for b, name in enumerate(pano_ids)
         ]
 
+    def evidence(
+        self, queries: ArrayLike, logits: ArrayLike, *, num_queries: int | None = None, top_k: int | None = None
+    ) -> Evidence:
+        """What `retrieve` answers from, row by row; `num_queries` is how many rows there must be."""
+        z, asked = np.asarray(logits, dtype=np.float64), np.asarray(queries)
+        wanted = (len(asked) if num_queries is None else num_queries, self.index.num_cells)
+        if z.shape != wanted or not np.isfinite(z).all():
+            raise ValueError(
+                f"logits must be finite and {wanted}, got {z.shape} with {int((~np.isfinite(z)).sum())} values that "
+                "are not."
+            )
+        z = z - z.max(axis=1, keepdims=True)
+        log_posterior = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        order = largest(log_posterior, min(max(self.num_cells, top_k or 0), z.shape[1]))
+        ordered_log = log_posterior[np.arange(len(z))[:, None], order]
+        cells, log_probs = order[:, : self.num_cells].copy(), np.ascontiguousarray(ordered_log[:, : self.num_cells])
+        probs = np.exp(log_probs)
+        if self.cell_mass is not None:
+            cells[np.cumsum(probs, axis=1) - probs >= self.cell_mass] = -1
+        num = max(self.num_neighbours, top_k or 0)
+        rows, scores, cosine = self._neighbours(asked, cells, log_probs, num)
+        cell, lat, lon = self._places(asked, cells, log_probs, rows, scores)
+        mass = np.where(cells >= 0, probs, 0.0)
+        distance_km = haversine_km(lat[:, None], lon[:, None], self.cell_lat[cells], self.cell_lon[cells])
+        spread_km = (mass * distance_km).sum(axis=1) / mass.sum(axis=1) + self.cell_floor_km[cell]
+        return Evidence(
+            log_posterior, order, ordered_log, cells, mass, distance_km, rows, scores, cosine, cell, lat, lon, spread_km
+        )
+
+    def rescored(self, score_temperature: float, log_prob_weight: float) -> Retriever:
+        """The same with another score."""
+        other = copy.copy(self)
+        other.score_temperature, other.log_prob_weight = float(score_temperature), float(log_prob_weight)
+        return other
+
     def _neighbours(
-        self, queries: NDArray[Any], cells: NDArray[np.int64], log_probs: Floats, num: int
-    ) -> tuple[NDArray[np.int64], Floats]:
-        """(B, M) index rows and scores, best first; -1 and -inf where there is nothing more."""
+        self, queries: NDArray[Any], cells: Ints, log_probs: Floats, num: int
+    ) -> tuple[Ints, Floats, Floats]:
+        """(B, M) index rows and scores, best first, -1 and -inf where there is nothing more; the best's cosine (B,)."""
         if self.log_prob_weight == 0:
-            rows, cosines = self.index.search(queries, cells, num)
-            return rows, cosines.astype(np.float64)
+            rows, found = self.index.search(queries, cells, num)
+            cosines = found.astype(np.float64)
+            return rows, cosines / self.score_temperature, np.where(rows[:, 0] >= 0, cosines[:, 0], 0.0)
         # Inside one cell log p is a constant, so the best M of each cell hold the best M by the combined score.
         num_cells = cells.shape[1]
-        rows, cosines = self.index.search(np.repeat(queries, num_cells, axis=0), cells.reshape(-1, 1), num)
-        combined = cosines.astype(np.float64) + self.log_prob_weight * log_probs.reshape(-1, 1)
+        rows, found = self.index.search(np.repeat(queries, num_cells, axis=0), cells.reshape(-1, 1), num)
+        cosines = found.astype(np.float64)
+        combined = cosines / self.score_temperature + self.log_prob_weight * log_probs.reshape(-1, 1)
         rows, combined = rows.reshape(len(cells), -1), combined.reshape(len(cells), -1)
         best = np.argsort(-combined, axis=1, kind="stable")[:, :num]
-        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(combined, best, axis=1)
+        line = np.arange(len(cells))[:, None]
+        rows, cosines = rows[line, best], cosines.reshape(len(cells), -1)[line, best]
+        return rows, combined[line, best], np.where(rows[:, 0] >= 0, cosines[:, 0], 0.0)
+
+    def _places(
+        self, queries: NDArray[Any], cells: Ints, log_probs: Floats, rows: Ints, scores: Floats
+    ) -> tuple[Ints, Floats, Floats]:
+        """The answers: their cells (B,), latitudes (B,) and longitudes (B,)."""
+        winner = rows[:, 0]
+        if self.refine == "prototype" and self.prototypes is not None:
+            centres = (self.cell_lat, self.cell_lon)
+            winner = prototype_rows(
+                self.prototypes, self.index, queries, cells, log_probs, centres, self.prototype_temperature
+            )
+        cell, lat, lon = cells[:, 0], self.cell_lat[cells[:, 0]], self.cell_lon[cells[:, 0]]
+        found = np.flatnonzero(winner >= 0)
+        if self.refine == "cell" or len(found) == 0:
+            return cell, lat, lon
+        chosen, cell = winner[found], cell.copy()
+        cell[found] = self.index.cell_ids[chosen]
+        lat[found], lon[found] = self.index.lat[chosen], self.index.lon[chosen]
+        if self.refine == "mean":
+            near, score = rows[found, : self.num_neighbours], scores[found, : self.num_neighbours]
+            lat[found], lon[found] = mean_places(self.index.lat[near], self.index.lon[near], score, self.mean_within_km)
+        return cell, lat, lon
 
     def _prediction(
         self,
         pano_id: str,
-        order: NDArray[np.int64],
-        log_probs: Floats,
-        searched: NDArray[np.bool_],
-        rows: NDArray[np.int64],
-        scores: Floats,
+        found: Evidence,
+        b: int,
         top_k: int | None,
+        *,
+        confidence: float,
+        regions: tuple[tuple[int, ...], tuple[int, ...]],
     ) -> Prediction:
-        probs = np.exp(log_probs)
-        rows, scores = rows[rows >= 0], scores[rows >= 0]
-        lat, lon, cell = float(self.cell_lat[order[0]]), float(self.cell_lon[order[0]]), int(order[0])
-        if self.refine != "cell" and len(rows):
-            cell = int(self.index.cell_ids[rows[0]])
-            lat, lon = float(self.index.lat[rows[0]]), float(self.index.lon[rows[0]])
-            if self.refine == "mean":
-                lat, lon = self._mean(lat, lon, rows[: self.num_neighbours], scores[: self.num_neighbours])
-        considered, mass = order[: len(searched)][searched], probs[: len(searched)][searched]
-        distance_km = haversine_km(lat, lon, self.cell_lat[considered], self.cell_lon[considered])
-        spread_km = float(mass @ distance_km / mass.sum()) + float(self.cell_floor_km[cell])
-        listed, listed_probs = (considered, mass) if top_k is None else (order[:top_k], probs[:top_k])
+        considered = np.flatnonzero(found.cells[b] >= 0) if top_k is None else slice(top_k)
         num_neighbours = self.num_neighbours if top_k is None else top_k
-        near = rows[:num_neighbours]
+        rows = found.rows[b, :num_neighbours]
+        near = rows[rows >= 0]
+        spread_km, half_scale = float(found.spread_km[b]), self.calibration.radius_50_scale
         return Prediction(
             pano_id=pano_id,
-            lat=lat,
-            lon=lon,
-            cell_ids=tuple(listed.tolist()),
-            cell_probs=tuple(listed_probs.tolist()),
+            lat=float(found.lat[b]),
+            lon=float(found.lon[b]),
+            cell_ids=tuple(found.order[b, considered].tolist()),
+            cell_probs=tuple(np.exp(found.log_probs[b, considered]).tolist()),
             neighbour_ids=tuple(self.index.pano_ids[near].tolist()),
-            neighbour_scores=tuple(scores[:num_neighbours].tolist()),
+            neighbour_scores=tuple(found.scores[b, : len(near)].tolist()),
             neighbour_lat=tuple(self.index.lat[near].tolist()),
             neighbour_lon=tuple(self.index.lon[near].tolist()),
             radius_km=self.radius_scale * spread_km,
-            confidence=float(mass[considered == cell].sum()),
+            confidence=confidence,
+            radius_50_km=None if half_scale is None else half_scale * spread_km,
+            localisable=self.abstain_below is None or confidence >= self.abstain_below,
+            region_50=regions[0],
+            region_90=regions[1],
         )
-
-    def _mean(self, lat: float, lon: float, rows: NDArray[np.int64], scores: Floats) -> tuple[float, float]:
-        lats, lons = self.index.lat[rows], self.index.lon[rows]
-        near = haversine_km(lat, lon, lats, lons) <= MEAN_WITHIN_KM
-        weights = np.exp((scores - scores[0]) / MEAN_SCORE_SCALE)
-        return spherical_mean(lats[near], lons[near], weights[near])
-
-
-def _largest(values: Floats, num: int) -> NDArray[np.int64]:
-    """(B, num) columns of the largest values, descending."""
-    top = np.sort(np.argpartition(-values, num - 1, axis=1)[:, :num], axis=1)
-    rank = np.argsort(-np.take_along_axis(values, top, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(top, rank, axis=1).astype(np.int64)
 
 
 def _stacked(column: Any) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
 _ARTIST, _TAKEN, _TAKEN_OFFSET = 0x013B, 0x9003, 0x9011
 _LAT_REF, _LAT, _LON_REF, _LON, _DIRECTION_REF, _DIRECTION = 1, 2, 3, 4, 16, 17
 _SPHERE_RATIO, _RATIO_TOLERANCE = 2.0, 0.01
+_OFF_HORIZON_DEG = 1.0
 
 
 def read_folder(path: str, *, num_threads: int = 8) -> pa.Table:
@@ -57,8 +58,9 @@ def describe_image(uri: str) -> dict[str, Any]:
     Exif 2.32: position (GPSLatitude and GPSLongitude), direction of the camera (GPSImgDirection; one relative to
     magnetic north is left out, since a heading is from true north), time with its offset, artist. Photo Sphere XMP
     metadata (GPano) goes before Exif: the projection, and PoseHeadingDegrees as the heading of the centre column. A
-    sphere of which only some degrees of heading are there is a perspective image here, cut from left to right. Without
-    GPano, an image exactly twice as wide as high is taken for a whole sphere.
+    sphere of which only some degrees of heading are there is a perspective image here, cut from left to right. One
+    whose middle row is not the horizon gets a projection that `check_listing` rejects, since all that hedwig knows have
+    it there. Without GPano, an image exactly twice as wide as high is taken for a whole sphere.
     """
     row: dict[str, Any] = {"image_uri": uri}
     from PIL import Image
@@ -97,10 +99,25 @@ def _sphere(xmp: str, width: int, height: int) -> dict[str, Any]:
     pose = _number(_property(xmp, "PoseHeadingDegrees"))
     whole = not full or not shown or shown >= 0.99 * full
     row: dict[str, Any] = {"projection": "equirectangular" if whole else "perspective"}
+    below, above = _elevations(xmp, full)
+    if whole and abs(above + below) / 2 > _OFF_HORIZON_DEG:
+        row["projection"] = f"sphere cropped to {below:.1f} to {above:.1f} degrees of elevation, not about the horizon"
     if pose is not None:
         turn = 0.0 if whole or not full or not shown else ((left or 0.0) + shown / 2) / full * 360 - 180
         row["heading"] = (pose + turn) % 360
     return row
+
+
+def _elevations(xmp: str, full_width: float | None) -> tuple[float, float]:
+    """The lowest and the highest elevation, degrees, that a GPano crop shows; -90 and 90 where it does not say."""
+    top, shown = (
+        _number(_property(xmp, "CroppedAreaTopPixels")),
+        _number(_property(xmp, "CroppedAreaImageHeightPixels")),
+    )
+    full = _number(_property(xmp, "FullPanoHeightPixels")) or (full_width or 0) / 2
+    if not full or top is None or shown is None:
+        return -90.0, 90.0
+    return 90 - (top + shown) / full * 180, 90 - top / full * 180
 
 
 def _property(xmp: str, name: str) -> str | None:

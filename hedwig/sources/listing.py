@@ -19,9 +19,9 @@ from hedwig.storage import exists, is_folder, is_remote, list_files, read_bytes,
 __all__ = ["read_listing"]
 
 # What says which panorama it is and where it comes from; passed through as it is.
-KEPT = ("pano_id", "captured_at", "country", "sequence", "source", "licence", "author")
+KEPT = ("pano_id", "captured_at", "country", "sequence", "source", "licence", "author", "sha256", "made_from")
 TEXT = (*KEPT, "projection", "split", "image_uri")
-NUMBERS = ("lat", "lon", "heading")
+NUMBERS = ("lat", "lon", "heading", "fov_deg")
 SYNONYMS = {
     "latitude": "lat",
     "lng": "lon",
@@ -41,8 +41,8 @@ def read_listing(path: str) -> pd.DataFrame:
     """The listing at `path` (local, s3:// or gs://; a folder means all its Parquet files).
 
     Returns:
-        One row per row of the file, in its order, with the text columns as str or None and ``lat, lon, heading`` as
-        float64 (NaN where empty or not a number; the text that was there is kept in ``<column>_text``).
+        One row per row of the file, in its order, with the text columns as str or None and ``lat, lon, heading,
+        fov_deg`` as float64 (NaN where empty or not a number; the text that was there is kept in ``<column>_text``).
 
     Raises:
         FileNotFoundError: nothing is there.

@@ -37,7 +37,7 @@ def listing_table(columns: Mapping[str, Iterable[Any]], num_rows: int) -> pa.Tab
     """A table of `LISTING` from columns of anything; absent ones become null, empty texts too.
 
     Args:
-        columns: name to (N,) values; ``lat, lon, heading`` as numbers or as texts.
+        columns: name to (N,) values; ``lat, lon, heading, fov_deg`` as numbers or as texts.
         num_rows: N.
 
     Raises:

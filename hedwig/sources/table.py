@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 
 from hedwig import storage
 from hedwig.schema import PANORAMAS, PROJECTIONS, REJECTED, SPLITS, suggestion
-from hedwig.sources.listing import KEPT
+from hedwig.sources.images import read_image
+from hedwig.sources.listing import KEPT, NUMBERS
 
 __all__ = ["CheckedListing", "check_listing"]
 
@@ -45,13 +47,16 @@ class CheckedListing:
         return dict(Counter(str(r).split(":")[0] for r in self.rejected["reason"].to_pylist()).most_common())
 
 
-def check_listing(frame: pd.DataFrame, *, image_root: str, layout: str = "panoramas") -> CheckedListing:
+def check_listing(
+    frame: pd.DataFrame, *, image_root: str, layout: str = "panoramas", sha256: bool = False
+) -> CheckedListing:
     """Check the rows of `read_listing` and make the panorama table; splits are those of the listing or 'train'.
 
     Args:
         frame: the listing.
         image_root: folder that relative ``image_uri`` start from.
         layout: 'panoramas' or 'bearings'.
+        sha256: read the local images of rows without a ``sha256``, and say it; one that cannot be read stays without.
 
     Raises:
         ValueError: the layout needs a column that is empty.
@@ -68,6 +73,8 @@ def check_listing(frame: pd.DataFrame, *, image_root: str, layout: str = "panora
         else:
             rejected.append(row.rejection(reason))
     accepted = _bearings(accepted, rejected) if layout == "bearings" else _unique(accepted, rejected)
+    if sha256 and layout == "panoramas":
+        _digest_local(accepted)
     for panorama in accepted:
         panorama.pop("row")
     num_images = sum(len(p["bearing_uri"] or (1,)) for p in accepted)
@@ -88,7 +95,7 @@ class _Row:
         """Why this row cannot be used, or None; the part before ':' is the reason's name, the rest its values."""
         record = self.record
         lat, lon = record["lat"], record["lon"]
-        for name in ("lat", "lon", "heading"):
+        for name in NUMBERS:
             if record[f"{name}_text"] is not None and not np.isfinite(record[name]):
                 return f"{name} is not a number: {record[f'{name}_text']!r}"
         if np.isfinite(lat) != np.isfinite(lon):
@@ -97,6 +104,8 @@ class _Row:
             return f"lat out of range: {lat}, must lie in [-90, 90]"
         if np.isfinite(lon) and not -180 <= lon <= 180:
             return f"lon out of range: {lon}, must lie in [-180, 180]"
+        if np.isfinite(record["fov_deg"]) and not 0 < record["fov_deg"] <= 360:
+            return f"fov_deg out of range: {record['fov_deg']}, must lie in (0, 360]"
         if lat == 0 and lon == 0:
             return "lat and lon are both exactly 0: the mark of a lost position"
         if record["image_uri"] is None:
@@ -121,12 +130,13 @@ class _Row:
     def panorama(self, image_root: str) -> dict[str, Any]:
         record = self.record
         known = bool(np.isfinite(record["lat"]))
-        heading = record["heading"]
+        heading, fov_deg = record["heading"], record["fov_deg"]
         return {
             **{name: record[name] for name in KEPT},
             "lat": float(record["lat"]) if known else None,
             "lon": float(record["lon"]) if known else None,
             "heading": float(heading) % 360 if np.isfinite(heading) else None,
+            "fov_deg": float(fov_deg) if np.isfinite(fov_deg) else None,
             "projection": record["projection"] or "equirectangular",
             "split": (record["split"] or "train") if known else "query",
             "image_uri": storage.resolve(str(record["image_uri"]), image_root),
@@ -147,8 +157,10 @@ def _unique(panoramas: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> 
     for panorama in panoramas:
         if panorama["pano_id"] is None:
             try:
-                panorama["pano_id"] = hashlib.sha256(storage.read_bytes(panorama["image_uri"])).hexdigest()[:22]
-            except OSError as error:
+                digest = hashlib.sha256(read_image(panorama["image_uri"])).hexdigest()
+                panorama["pano_id"] = digest[:22]
+                panorama["sha256"] = panorama["sha256"] or digest
+            except (OSError, ValueError) as error:
                 rejected.append(_reject(panorama, f"unreadable image: {error}"))
                 continue
         first = kept.setdefault(panorama["pano_id"], panorama)
@@ -159,6 +171,13 @@ def _unique(panoramas: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> 
                 )
             )
     return list(kept.values())
+
+
+def _digest_local(panoramas: list[dict[str, Any]]) -> None:
+    for panorama in panoramas:
+        if panorama["sha256"] is None and not storage.is_remote(panorama["image_uri"]):
+            with suppress(OSError, ValueError):  # where its pixels are needed it is rejected with the reason
+                panorama["sha256"] = hashlib.sha256(read_image(panorama["image_uri"])).hexdigest()
 
 
 def _bearings(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,9 +204,15 @@ def _bearings(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> lis
             moved = f"rows of one pano_id disagree about the position: {sorted(positions, key=str)[:2]}"
             rejected.extend(_reject(row, moved) for row in group.values())
             continue
+        fovs = {row["fov_deg"] for row in group.values()}
+        if len(fovs) > 1:
+            mixed = f"rows of one pano_id disagree about fov_deg: {sorted(fovs, key=str)[:2]}"
+            rejected.extend(_reject(row, mixed) for row in group.values())
+            continue
         panoramas.append(
             {
                 **first,
+                "sha256": first["sha256"] if len(group) == 1 else None,
                 "projection": "bearings",
                 "bearing_uri": [group[h]["image_uri"] for h in headings],
                 "bearing_deg": headings,

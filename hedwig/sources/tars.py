@@ -42,6 +42,8 @@ _NAMES = {
     "source": ("source",),
     "licence": ("licence", "license"),
     "author": ("author", "creator_username"),
+    "sha256": ("sha256",),
+    "fov_deg": ("fov_deg",),
 }
 
 
