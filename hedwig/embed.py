@@ -39,6 +39,7 @@ class Embedder:
         fusion: how frames become one vector; "auto" is the encoder's own way.
         temporal: what ViCLIP does with another number of frames than its own.
         long_captions: cut captions that are longer than the context, or encode them in chunks.
+        quick_gelu: how the weights of a CLIP were trained, where no file tells.
         compile: compile the image tower.
         num_frames: V, the frames that every row must have; None for as many as the batch's first row has.
         batch_size: rows that go through the encoder at once, whatever the size of the batch handed over.
@@ -62,6 +63,7 @@ class Embedder:
         fusion: Literal["auto", "viclip", "mean", "max_sim", "attention"] = "auto",
         temporal: Literal["select", "interpolate"] = "select",
         long_captions: Literal["truncate", "chunks"] = "truncate",
+        quick_gelu: bool | None = None,
         compile: bool = False,
         num_frames: int | None = None,
         batch_size: int = 32,
@@ -84,6 +86,7 @@ class Embedder:
             temporal=temporal,
             long_captions=long_captions,
             num_frames=num_frames,
+            quick_gelu=quick_gelu,
             compile=compile,
         )
         self.cuts_captions = long_captions == "truncate"

@@ -197,7 +197,7 @@ def test_any_architecture_of_open_clip_loads_strictly(
     px = made.frame_px
     assert clip_sizes("ours") == (px, 128) == (64 if kind == "coca" else 160, 128)
     torch.save(made.model.state_dict(), tmp_path / "weights.pt")
-    loaded = load_clip("ours", weights=tmp_path / "weights.pt", quick_gelu=None)
+    loaded = load_clip("ours", weights=tmp_path / "weights.pt")
     assert not any(buffer.is_meta for buffer in loaded.buffers())
     frames = torch.randint(0, 256, (1, 2, px, px, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -207,7 +207,7 @@ def test_any_architecture_of_open_clip_loads_strictly(
     state["visual.more"] = torch.zeros(1)
     torch.save(state, tmp_path / "more.pt")
     with pytest.raises(ValueError, match=r"1 unexpected: visual\.more"):
-        load_clip("ours", weights=tmp_path / "more.pt", quick_gelu=None)
+        load_clip("ours", weights=tmp_path / "more.pt")
 
 
 def test_normalisation_is_that_of_the_weights(tmp_path: Path, clip: MeanCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +244,28 @@ def test_openais_own_entries_tell_quickgelu(tmp_path: Path, architectures: dict[
     architectures["plain"] = {**TINY_CLIP, "quick_gelu": False}
     state = dict(clip.model.state_dict())
     torch.save(state, tmp_path / "of_somebody.pt")
-    assert load_clip("plain", weights=tmp_path / "of_somebody.pt", quick_gelu=None).frame_px == PX  # nobody can know
+    with pytest.raises(ValueError, match=r"Nothing tells .*of_somebody.*set encoder\.quick_gelu to true"):
+        load_clip("plain", weights=tmp_path / "of_somebody.pt", quick_gelu=None)
+    assert load_clip("plain", weights=tmp_path / "of_somebody.pt", quick_gelu=False).frame_px == PX
     torch.save({**state, "input_resolution": torch.tensor(PX)}, tmp_path / "of_openai.pt")
     with pytest.raises(ValueError, match="trained with QuickGELU; use 'plain-quickgelu'"):
         load_clip("plain", weights=tmp_path / "of_openai.pt", quick_gelu=None)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-32", "ViT-B-32-quickgelu"])
+def test_an_activation_that_nothing_tells_is_refused(tmp_path: Path, clip: MeanCLIP, name: str) -> None:
+    """Weights of these are published with either activation, and both load into either network."""
+    save_clip(clip, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"Nothing tells.*'{name}' is published with and.*encoder\.quick_gelu"):
+        load_clip(name, weights=tmp_path, quick_gelu=None)
+    quick = name.endswith("-quickgelu")
+    with pytest.raises(ValueError, match=f"trained with {'GELU' if quick else 'QuickGELU'}; use"):
+        load_clip(name, weights=tmp_path, quick_gelu=not quick)
+    with pytest.raises(ValueError, match="misshapen"):  # the activation is settled, and tiny is no ViT-B
+        load_clip(name, weights=tmp_path, quick_gelu=quick)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": quick}}))
+    with pytest.raises(ValueError, match="misshapen"):
+        load_clip(name, weights=tmp_path, quick_gelu=None)
 
 
 def test_all_published_rn50_weights_are_quickgelu(tmp_path: Path, clip: MeanCLIP) -> None:

@@ -35,10 +35,19 @@ def frames() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (9, 8, PX, PX, 3), dtype=np.uint8)
 
 
+def model_digest(encoder: VideoTextEncoder) -> str:
+    """Of the weights for a ViCLIP; for a tower with what it learns from the files beside them."""
+    if encoder.name == "viclip-tiny":
+        return encoder.weights_digest
+    tower = encoder.module
+    settings = [encoder.weights_digest, list(tower.mean), list(tower.std), tower.frame_px]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
 def test_attributes_and_unit_norm(encoder: VideoTextEncoder, frames: np.ndarray) -> None:
     assert (encoder.image_dim, encoder.text_dim, encoder.frame_px, encoder.num_frames) == (128, 128, PX, 8)
     assert encoder.weights_note == "random weights (seed 0)"
-    assert encoder.model_id == f"{encoder.name}@{encoder.weights_digest[:12]}"
+    assert encoder.model_id == f"{encoder.name}@{model_digest(encoder)[:12]}"
     for vectors in (encoder.encode_frames(frames), encoder.encode_text(CAPTIONS)):
         assert vectors.shape == (9, 128)
         assert vectors.dtype == np.float32
@@ -218,6 +227,37 @@ def test_other_numbers_of_frames(frames: np.ndarray) -> None:
     assert np.abs(blend.encode_frames(twelve) - select.encode_frames(twelve)).max() > 1e-4
     with pytest.raises(ValueError, match=r"\+t10 was loaded for 10 frames, got 12"):
         ten.encode_frames(twelve)
+
+
+def test_another_normalisation_is_another_model(tmp_path: Path) -> None:
+    plain = load_encoder("clip-tiny", device="cpu")
+    save_encoder(plain.module, "clip-tiny", tmp_path, note="")
+    card = {"model_cfg": {"quick_gelu": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(card))
+    assert load_encoder("clip-tiny", weights=str(tmp_path), device="cpu").model_id == plain.model_id
+    ids = {plain.model_id}
+    for settings in ({"mean": [0.5, 0.5, 0.5]}, {"std": [0.5, 0.5, 0.5]}):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({**card, "preprocess_cfg": settings}))
+        other = load_encoder("clip-tiny", weights=str(tmp_path), device="cpu")
+        assert other.weights_digest == plain.weights_digest
+        ids.add(other.model_id)
+    assert len(ids) == 3
+
+
+def test_the_activation_is_a_setting_of_open_clips_weights(tmp_path: Path) -> None:
+    save_encoder(load_encoder("clip-tiny", device="cpu").module, "clip-tiny", tmp_path, note="")
+    assert load_encoder("clip-tiny", weights=str(tmp_path), quick_gelu=True, device="cpu").has_text
+    with pytest.raises(ValueError, match=r"trained with GELU.*encoder\.quick_gelu=true"):
+        load_encoder("clip-tiny", weights=str(tmp_path), quick_gelu=False)
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(ValueError, match=r"Nothing tells.*encoder\.quick_gelu"):
+        load_encoder("open_clip:ViT-B-16", weights=str(tmp_path))
+    with pytest.raises(ValueError, match="misshapen"):  # the activation is settled, and tiny is no ViT-B
+        load_encoder("open_clip:ViT-B-16", weights=str(tmp_path), quick_gelu=False)
+    with pytest.raises(ValueError, match="'viclip-tiny' is no architecture of it"):
+        load_encoder("viclip-tiny", weights=str(tmp_path), quick_gelu=True)
+    with pytest.raises(ValueError, match="'clip-tiny' was given none"):
+        load_encoder("clip-tiny", quick_gelu=True)
 
 
 def test_evenly_goes_around_the_circle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_features_are_timms_own(frames: np.ndarray) -> None:
         encoder.encode_frames(frames), mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5
     )
     assert encoder.fusion == "mean"
-    assert encoder.model_id == f"timm:{NAME}@{encoder.weights_digest[:12]}"
+    settings = [encoder.weights_digest, list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"]), 160]
+    assert encoder.model_id == f"timm:{NAME}@{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
     assert encoder.weights_note == "random weights (seed 1)"
 
 

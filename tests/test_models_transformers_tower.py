@@ -178,7 +178,9 @@ def test_clip_agrees_with_open_clips(clip: MeanCLIP, clip_folder: Path) -> None:
         ours = clip.each_frame_uint8(torch.from_numpy(frames)), clip.encode_text(CAPTIONS)
     np.testing.assert_allclose(encoder.encode_each_frame(frames), ours[0], atol=2e-6)
     np.testing.assert_allclose(encoder.encode_text(CAPTIONS), ours[1], atol=2e-6)
-    assert encoder.model_id == f"transformers:some-clip@{encoder.weights_digest[:12]}"
+    settings = [encoder.weights_digest, list(clip.mean), list(clip.std), 64]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    assert encoder.model_id == f"transformers:some-clip@{digest[:12]}"
     spec = encoder_spec("transformers:some-clip", str(clip_folder))
     assert (spec.frame_px, spec.num_frames, spec.image_dim, spec.text_dim, spec.has_text) == (64, 8, 128, 128, True)
     half = load_encoder("transformers:some-clip", weights=str(clip_folder), device="cpu", dtype="bfloat16")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hedwig.models.weights import build_loaded, check_sha256, read_state_dict
+from hedwig.models.weights import build_loaded, check_sha256, read_state_dict, settings_digest
 
 
 def test_the_right_checksum_passes(tmp_path: Path) -> None:
@@ -63,3 +63,19 @@ def test_a_module_that_can_be_completed_is_built_once() -> None:
     built = build_loaded(build, WithTable().state_dict(), origin="here", complete=complete)
     assert len(made) == 1
     assert not any(tensor.is_meta for tensor in (*built.parameters(), *built.buffers()))
+
+
+def test_settings_beside_the_weights_have_a_digest(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "source.json").write_text("{}")
+    (tmp_path / "README.md").write_text("no setting")
+    assert settings_digest(tmp_path) is None
+    seen = {None}
+    for name in ("preprocessor_config.json", "merges.txt", "spiece.model"):
+        for content in ("a", "b"):
+            (tmp_path / name).write_text(content)
+            seen.add(settings_digest(tmp_path))
+    assert len(seen) == 7
+    (tmp_path / "source.json").write_text("fetched again")
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    assert settings_digest(tmp_path / "model.safetensors") in seen

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,9 @@ from PIL import Image
 
 from hedwig import storage
 from hedwig.config import validate_experiment
-from hedwig.pipelines.encode import _count_truncated, _half_size_drift, slicing_of
+from hedwig.models.catalogue import released
+from hedwig.models.fetched import FetchedFile, model_folder, write_source
+from hedwig.pipelines.encode import _count_truncated, _half_size_drift, embeddings, slicing_of
 from hedwig.pipelines.run import Run
 from hedwig.schema import captions_schema
 
@@ -52,3 +56,18 @@ def test_captions_that_lost_their_end_are_counted_and_told(run, caplog):
         assert _count_truncated(run, "embed", run.experiment.encoder) == 2
     assert "2 of 4 captions are longer than what viclip-tiny reads" in caplog.text
     assert "long_captions=chunks" in caplog.text
+
+
+def test_fetched_weights_that_were_changed_are_refused(run, tmp_path, monkeypatch):
+    """Of the same size and recorded with the pinned digest, so that only its bytes tell."""
+    monkeypatch.setenv("HEDWIG_CACHE", str(tmp_path))
+    folder, pinned = model_folder("viclip-b16"), released("viclip-b16").sha256
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"others!")
+    file = FetchedFile("model.safetensors", 7, pinned, "pinned")
+    write_source(released("viclip-b16"), folder, [file], None, None)
+    storage.publish(run.folder("caption"), kind="captions", config={}, inputs={}, num_in=4, num_out=4)
+    settings = {"output": run.experiment.output, "encoder": {"name": "viclip-b16", "weights": "viclip-b16"}}
+    found = hashlib.sha256(b"others!").hexdigest()
+    with pytest.raises(ValueError, match=f"'viclip-b16' have sha256 {found}, but {pinned} is pinned"):
+        embeddings(Run(validate_experiment(settings)))

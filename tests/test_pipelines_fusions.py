@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from PIL import Image
 
 from hedwig import storage
 from hedwig.config import validate_experiment
+from hedwig.models.encoder import load_encoder, save_encoder
 from hedwig.models.geolocator import Geolocator
 from hedwig.pipelines import rows, stages
 from hedwig.pipelines.chain import Chain
@@ -48,7 +51,9 @@ def stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
             table = pq.read_table(path)
             table = table if task.keep is None else rows._Keep(tuple(task.keep))(table)
             done = Chain(task.steps, task.schema)(table)
-            storage.write_table(storage.join(task.folder, rows.STAGING, f"{i}.parquet"), done)
+            # As Ray names it: no two writes share a name, and names are in no order.
+            name = f"{uuid4().hex[:22]}_{uuid4().hex}_{i:06}-0.parquet"
+            storage.write_table(storage.join(task.folder, rows.STAGING, name), done)
 
     train = stages.train_geolocator
     monkeypatch.setattr(rows, "_run", in_process)
@@ -138,6 +143,37 @@ def test_each_fusion_is_asked_as_it_was_built(case: str, tmp_path: Path, listing
     if case == "max_sim-4":
         report(run)  # a page of one fusion is as good as of another
         assert (output / "report" / "report.html").is_file()
+
+
+def test_a_corrected_normalisation_embeds_again(tmp_path: Path, listing: Path, without_ray: None) -> None:
+    """The weights are the same; what is beside them says how they are used."""
+    folder = tmp_path / "model"
+    encoder = load_encoder("clip-tiny", device="cpu")
+    save_encoder(encoder.module, "clip-tiny", folder, note="")
+    (folder / "model.json").unlink()
+    card = folder / "open_clip_config.json"
+    card.write_text(json.dumps({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}))
+    # Nothing but the setting tells the activation, so that a query cannot do without it either.
+    settings = {"name": "open_clip:tiny", "weights": str(folder), "quick_gelu": True, "long_captions": "truncate"}
+    run = make(tmp_path, listing, settings, 2)
+    output = finish(run)
+    check_answers(output, listing)
+    before = storage.read_manifest(str(output / "embeddings"))
+    card.unlink()  # which means CLIP's own mean
+    with pytest.raises(ValueError, match=r"was made by open_clip:tiny@\w+, but the weights there now are"):
+        Hedwig.load(str(output))
+    corrected = Run(run.experiment)
+    finish(corrected, STAGES[:3])
+    assert corrected.resumed == ["panoramas", "caption"]
+    after = storage.read_manifest(str(output / "embeddings"))
+    assert before is not None
+    assert after is not None
+    made_by = encoder.model_id.replace("clip-tiny", "open_clip:tiny")
+    assert after.details["model_id"] == made_by != before.details["model_id"]
+    assert after.inputs["weights"] == before.inputs["weights"]
+    again = Run(run.experiment)
+    finish(again, STAGES[:3])
+    assert again.resumed == list(STAGES[:3])
 
 
 def test_the_pool_learns_which_frames_matter(tmp_path: Path, listing: Path, without_ray: None) -> None:

@@ -147,13 +147,14 @@ CATALOGUE = (
     ),
     ReleasedModel(
         name="internvideo2.5-8b",
-        use="captions.source: vllm",
+        use="captions.source: openai, by a server of its own",
         repo="OpenGVLab/InternVideo2_5_Chat_8B",
         files=FOLDER_FILES,
         size_bytes=16_810_000_000,
         licence="Apache-2.0 by the repository's tag",
-        note="transformers needs the repository's own Python code, which is neither fetched nor run; vLLM reads it as "
-        "a plain InternVL chat model, without its video compression.",
+        note="Its configuration and tokenizer are the repository's own Python code, which is neither fetched nor run "
+        "here: serve it elsewhere, with vLLM for one, and set captions.source=openai and captions.base_url. vLLM reads "
+        "it as a plain InternVL chat model, without its video compression.",
     ),
     ReleasedModel(
         name="diffusion360",

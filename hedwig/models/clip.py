@@ -2,13 +2,14 @@
 
 Any architecture of open_clip will do whose text tower is open_clip's own. Weights come from a local file, strictly;
 open_clip's own downloading is never reached. QuickGELU leaves no trace in a state dict and plain GELU merely gives
-wrong numbers, so a mismatch that can be known is an error here and not a warning; so is a normalisation that cannot.
+wrong numbers, so a mismatch is an error here and not a warning; so are an activation and a normalisation that nothing
+tells.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from hedwig.models.towers import ImageTower
 from hedwig.models.viclip import TINY
 from hedwig.models.weights import build_loaded, read_state_dict, weights_file
 
-__all__ = ["MeanCLIP", "clip_sizes", "load_clip", "random_clip", "save_clip", "tiny_clip"]
+__all__ = [
+    "NOT_WEIGHTS",
+    "MeanCLIP",
+    "clip_sizes",
+    "known_quick_gelu",
+    "load_clip",
+    "open_clip_card",
+    "random_clip",
+    "save_clip",
+    "tiny_clip",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -118,30 +129,26 @@ def load_clip(
         weights: a .safetensors or PyTorch file in open_clip's layout, or a folder holding model.safetensors.
         sha256: what the file's SHA-256 must be; None checks nothing.
         quick_gelu: whether these weights were trained with QuickGELU (OpenAI's were); an open_clip_config.json
-            beside the file overrules it. None: whatever that file, OpenAI's own entries in the weights or all
-            published weights of the architecture tell, else the architecture is believed.
+            beside the file overrules it. None: whatever `known_quick_gelu` finds; if that is nothing, the weights
+            are refused.
         device: where to put the model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unknown name, an activation that is not the one the weights were trained with, a normalisation
-            that cannot be known, or keys and shapes that do not fit.
+        ValueError: unknown name, an activation that is not the one the weights were trained with, an activation or
+            a normalisation that cannot be known, or keys and shapes that do not fit.
     """
     file = weights_file(weights)
     architecture = _architecture(name)
-    card = _recorded(file)
-    published = _published(name)
+    card = open_clip_card(file)
     if "model_cfg" in card:
-        quick_gelu = bool(card["model_cfg"].get("quick_gelu", False))
+        quick_gelu = known_quick_gelu(name, (), card)
     if quick_gelu is not None:
         _check_quick_gelu(name, architecture, quick_gelu, file)
-    mean, std = _normalisation(name, file, card, published)
+    mean, std = _normalisation(name, file, card, _published(name))
     stored = read_state_dict(file, sha256)
     if quick_gelu is None:
-        of_all = {bool(config.get("quick_gelu", False)) for config in published}
-        known = True if set(NOT_WEIGHTS) & set(stored) else of_all.pop() if len(of_all) == 1 else None
-        if known is not None:
-            _check_quick_gelu(name, architecture, known, file)
+        _check_quick_gelu(name, architecture, known_quick_gelu(name, stored, card), file)
     state = {key: value for key, value in stored.items() if key not in NOT_WEIGHTS}
     model = build_loaded(lambda: _build(architecture), state, origin=str(file), complete=_fill_masks)
     return _tower(model, architecture, mean=mean, std=std, folder=file.parent).to(device)
@@ -171,6 +178,33 @@ def clip_sizes(name: str) -> tuple[int, int]:
     """(frame side in px, dimension of images and texts) of an architecture of open_clip, without building it."""
     architecture = _architecture(name)
     return _frame_px(architecture), int(architecture["embed_dim"])
+
+
+def known_quick_gelu(name: str, keys: Collection[str], card: Mapping[str, Any]) -> bool | None:
+    """Whether weights of an architecture were trained with QuickGELU; None if nothing tells.
+
+    Their card tells, or OpenAI's own entries among the keys, or that all published weights of the architecture, with
+    and without the suffix -quickgelu, are alike. The suffix does not: it is how the network will compute.
+
+    Args:
+        name: an architecture of open_clip.
+        keys: of the state dict, as stored.
+        card: see `open_clip_card`.
+    """
+    if "model_cfg" in card:
+        return bool(card["model_cfg"].get("quick_gelu", False))
+    if set(NOT_WEIGHTS) & set(keys):
+        return True
+    plain = name.removesuffix("-quickgelu")
+    configs = [config for each in (plain, f"{plain}-quickgelu") for config in _published(each)]
+    of_all = {bool(config.get("quick_gelu", False)) for config in configs}
+    return of_all.pop() if len(of_all) == 1 else None
+
+
+def open_clip_card(file: Path) -> dict[str, Any]:
+    """The open_clip_config.json beside a weights file; empty if there is none."""
+    card = file.with_name("open_clip_config.json")
+    return dict(json.loads(card.read_text(encoding="utf-8"))) if card.is_file() else {}
 
 
 def save_clip(clip: ImageTower, path: str | Path) -> None:
@@ -246,11 +280,6 @@ def _tower(
     ).eval()
 
 
-def _recorded(file: Path) -> dict[str, Any]:
-    card = file.with_name("open_clip_config.json")
-    return dict(json.loads(card.read_text(encoding="utf-8"))) if card.is_file() else {}
-
-
 def _published(name: str) -> list[dict[str, Any]]:
     """What open_clip records of each of the architecture's published weights."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -276,10 +305,17 @@ def _normalisation(
     return known.pop()
 
 
-def _check_quick_gelu(name: str, architecture: Mapping[str, Any], trained: bool, file: Path) -> None:
+def _check_quick_gelu(name: str, architecture: Mapping[str, Any], trained: bool | None, file: Path) -> None:
+    if trained is None:
+        raise ValueError(
+            f"Nothing tells whether the weights {str(file)!r} were trained with QuickGELU, and {name!r} is published "
+            f"with and without, or not at all; put their open_clip_config.json beside them, or set encoder.quick_gelu "
+            f"to true (as OpenAI trained) or false (as LAION and DataComp did)."
+        )
     if bool(architecture.get("quick_gelu", False)) != trained:
         other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
         raise ValueError(
             f"{name!r} computes {'GELU' if trained else 'QuickGELU'}, but the weights {str(file)!r} were trained with "
-            f"{'QuickGELU' if trained else 'GELU'}; use {other!r}, or pass quick_gelu={not trained} if that is wrong."
+            f"{'QuickGELU' if trained else 'GELU'}; use {other!r}, or, if that is wrong, "
+            f"set encoder.quick_gelu={str(not trained).lower()} or correct the open_clip_config.json beside them."
         )

@@ -10,6 +10,7 @@ slower than float32.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -65,7 +66,8 @@ class VideoTextEncoder:
 
     Attributes:
         name: what `load_encoder` was given.
-        model_id: name@ and the first 12 digits of the weights' digest, then whatever else changes the numbers.
+        model_id: name@ and the first 12 digits of a digest, then whatever else changes the numbers. The digest is the
+            weights' for a ViCLIP; for a tower it covers its mean, standard deviation and frame side, too.
         weights_digest: SHA-256 of the float32 weights, whatever file they came from.
         weights_note: where the weights come from, in words for a reader.
         image_dim: dimension of image embeddings.
@@ -108,7 +110,7 @@ class VideoTextEncoder:
         self._trained_frames = module.config.num_frames if isinstance(module, ViCLIP) else DEFAULT_NUM_FRAMES
         self._only_frames = num_frames if temporal == "interpolate" else None
         self.num_frames = num_frames or self._trained_frames
-        self.model_id = "+".join([f"{name}@{self.weights_digest[:12]}", *self._changes(usual)])
+        self.model_id = "+".join([f"{name}@{_model_digest(module, self.weights_digest)[:12]}", *self._changes(usual)])
         self.device = torch.device(device)
         self.module = module.to(device=self.device, dtype=dtype).eval()
         self._vision = torch.compile(self._forward, dynamic=False) if compile else self._forward
@@ -236,6 +238,14 @@ def _official_state(module: Module) -> dict[str, Tensor]:
     return state
 
 
+def _model_digest(module: Module, of_weights: str) -> str:
+    """The digest of the weights, and of what a tower learns from the files beside them."""
+    if isinstance(module, ViCLIP):
+        return of_weights
+    settings = [of_weights, [float(v) for v in module.mean], [float(v) for v in module.std], module.frame_px]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
 def load_encoder(
     name: str,
     *,
@@ -248,6 +258,7 @@ def load_encoder(
     temporal: Temporal = "select",
     long_captions: LongCaptions = "truncate",
     num_frames: int | None = None,
+    quick_gelu: bool | None = None,
     compile: bool = False,
 ) -> VideoTextEncoder:
     """The encoder called `name`.
@@ -266,6 +277,8 @@ def load_encoder(
         long_captions: "truncate" as in the paper, or the mean over "chunks".
         num_frames: V that will be given; None for the model's own, and for any. With "interpolate" it is named in
             `model_id` and no other is taken.
+        quick_gelu: whether the weights of an open_clip architecture were trained with QuickGELU, where neither they
+            nor a file beside them tell; see `hedwig.models.clip.load_clip`.
         compile: run the vision model through `torch.compile`, once per shape of a batch.
 
     Raises:
@@ -283,7 +296,12 @@ def load_encoder(
             raise ValueError(f"{setting} must be one of {', '.join(get_args(choices))}; got {value!r}.")
     if weights is None and sha256 is not None:
         raise ValueError(f"sha256 is that of a weights file, and {name!r} was given none.")
-    module = _random(name, seed) if weights is None else _read(name, weights, sha256)
+    if quick_gelu is not None and (weights is None or not name.startswith(("clip-", "open_clip:"))):
+        raise ValueError(
+            f"quick_gelu says how weights of open_clip were trained, and {name!r} "
+            f"{'was given none' if weights is None else 'is no architecture of it'}; leave it out."
+        )
+    module = _random(name, seed) if weights is None else _read(name, weights, sha256, quick_gelu)
     encoder = VideoTextEncoder(
         name,
         module,
@@ -315,7 +333,7 @@ def _random(name: str, seed: int) -> Module:
     return towers[prefix]() if prefix in towers else random_viclip(CONFIGS[name], seed)
 
 
-def _read(name: str, weights: str, sha256: str | None) -> Module:
+def _read(name: str, weights: str, sha256: str | None, quick_gelu: bool | None) -> Module:
     prefix, _, label = name.partition(":")
     if prefix == "transformers":
         return load_transformers(weights, sha256=sha256)
@@ -325,9 +343,10 @@ def _read(name: str, weights: str, sha256: str | None) -> Module:
     if prefix == "timm":
         return load_timm(label, weights=weights, sha256=sha256)
     if prefix == "open_clip":
-        return load_clip(label, weights=weights, sha256=sha256, quick_gelu=None)
+        return load_clip(label, weights=weights, sha256=sha256, quick_gelu=quick_gelu)
     if prefix.startswith("clip-"):
-        return load_clip("tiny" if name == "clip-tiny" else VIT_L14, weights=weights, sha256=sha256)
+        architecture = "tiny" if name == "clip-tiny" else VIT_L14
+        return load_clip(architecture, weights=weights, sha256=sha256, quick_gelu=quick_gelu in (None, True))
     module, wanted = load_viclip(weights, sha256=sha256), asdict(CONFIGS[name])
     other = {key: value for key, value in asdict(module.config).items() if value != wanted[key]}
     if other:

@@ -22,6 +22,7 @@ __all__ = [
     "FetchedFile",
     "adopt",
     "cache_folder",
+    "check_pinned",
     "file_sha256",
     "file_size",
     "find",
@@ -139,14 +140,15 @@ def resolve_weights(weights: str, *, cache: str | Path | None = None) -> str:
 def adopt(name: str, *, cache: str | Path | None = None) -> Fetched | None:
     """Check and record files that somebody copied into the model's folder; None if they are not all there.
 
+    Of a model whose files are known by patterns only, the configurations among them say which ones are needed.
+
     Raises:
         ValueError: the file whose checksum is pinned is another one. It stays, since it was not put there by hedwig.
     """
     model, folder = released(name), model_folder(name, cache)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SOURCE]
     there = [path for path in (path.relative_to(folder).as_posix() for path in paths) if model.wants(path)]
-    literal = {pattern for pattern in model.files if "*" not in pattern}
-    if (folder / SOURCE).exists() or not there or not literal <= set(there):
+    if (folder / SOURCE).exists() or not there or not _whole(model, folder, there):
         return None
     files = []
     for path in there:
@@ -160,6 +162,65 @@ def adopt(name: str, *, cache: str | Path | None = None) -> Fetched | None:
         files.append(FetchedFile(path, (folder / path).stat().st_size, digest, "pinned" if pinned else ""))
     revision = model.revision if any(file.checked for file in files) else None
     return write_source(model, folder, files, revision, None)
+
+
+def _whole(model: ReleasedModel, folder: Path, there: list[str]) -> bool:
+    """Whether copied files are a whole model, as far as they tell themselves."""
+    literal = {pattern for pattern in model.files if "*" not in pattern}
+    if literal:
+        return literal <= set(there)
+    entry = folder / model.entry
+    try:
+        if not (entry / "model_index.json").is_file():
+            return _whole_model(entry, ("*.safetensors",))
+        index = json.loads((entry / "model_index.json").read_text(encoding="utf-8"))
+        parts = [entry / name for name, made_by in index.items() if isinstance(made_by, list) and made_by[0]]
+        # Tokenizers, schedulers and processors have configurations of other names, and no weights.
+        return all(
+            _whole_model(part, ("*.safetensors", "*.bin"))
+            if (part / "config.json").is_file()
+            else any(part.glob("*_config.json"))
+            for part in parts
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False  # cut off in the middle of a JSON file
+
+
+def _whole_model(folder: Path, weights: tuple[str, ...]) -> bool:
+    """Whether a folder holds a configuration and all weights, none of them cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").is_file():
+        return False
+    json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    files = {path.name: path for pattern in weights for path in folder.glob(pattern)}
+    shards = {
+        shard
+        for index in folder.glob("*.safetensors.index.json")
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    }
+    try:
+        for path in files.values():
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="numpy"):
+                    pass
+    except SafetensorError:
+        return False
+    return bool(files) and shards <= set(files)
+
+
+def check_pinned(name: str, sha256: str) -> None:
+    """Compare the digest of a fetched model's entry, as it is now, with the one that the catalogue pins, if any.
+
+    Raises:
+        ValueError: it is another file than was fetched, though of the same size.
+    """
+    pinned = released(name).sha256
+    if pinned not in (None, sha256):
+        raise ValueError(
+            f"The fetched weights {name!r} have sha256 {sha256}, but {pinned} is pinned: the file was changed after it "
+            f"was fetched. Delete {str(model_folder(name))!r} and run: hedwig fetch {name}"
+        )
 
 
 def verify(found: Fetched) -> None:

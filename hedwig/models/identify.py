@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hedwig.models.catalogue import CATALOGUE
+from hedwig.models.clip import NOT_WEIGHTS, known_quick_gelu, open_clip_card
 from hedwig.models.fetched import file_sha256
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
 from hedwig.models.viclip import B16, L14, TINY, ViCLIP, load_viclip
@@ -32,13 +33,12 @@ Shapes = dict[str, tuple[int, ...]]
 VICLIPS = {"viclip-l14": L14, "viclip-b16": B16, "viclip-tiny": TINY}
 # (width, patch in px, positions) of a vision tower: the architecture of open_clip with these sizes
 OPEN_CLIPS = {
-    (1024, 14, 257): "ViT-L-14-quickgelu",
-    (1024, 14, 577): "ViT-L-14-336-quickgelu",
-    (768, 16, 197): "ViT-B-16-quickgelu",
-    (768, 32, 50): "ViT-B-32-quickgelu",
+    (1024, 14, 257): "ViT-L-14",
+    (1024, 14, 577): "ViT-L-14-336",
+    (768, 16, 197): "ViT-B-16",
+    (768, 32, 50): "ViT-B-32",
 }
-# What OpenAI's scripted archive stores beside the weights.
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+ACTIVATION_UNKNOWN = ", activation not in the file"
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ class Identity:
     Attributes:
         path: what was looked at.
         architecture: viclip-l14, viclip-b16, viclip-tiny, viclip, open_clip:ARCH, open_clip, geolocator,
-            transformers:MODEL_TYPE, or unknown.
+            transformers:MODEL_TYPE, or unknown. Where GELU and QuickGELU share an ARCH's keys and nothing tells
+            which one the weights were trained with, ", activation not in the file" follows.
         num_keys: tensors.
         num_parameters: numbers in them.
         dims: sizes by name, as far as the architecture has them.
         dtypes: number of tensors by dtype.
         size_bytes: of the file, or of all weights files of a folder.
         sha256: of the file; None for several.
-        tensors_sha256: over the float32 tensors, whose first 12 digits are in a model id; None for several files.
+        tensors_sha256: over the float32 tensors, which begins a ViCLIP's model id; None for several files.
         loads: whether it fits the architecture strictly; None if that was not tried.
         missing: keys the architecture has and the file has not.
         unexpected: keys the file has and the architecture has not.
@@ -101,15 +102,17 @@ def identify(path: str | Path, *, name: str | None = None) -> Identity:
     if Path(path).is_dir() and (Path(path) / "config.json").is_file():
         return _folder(Path(path), name)
     file = weights_file(path)
-    state = {key: value for key, value in read_state_dict(file).items() if key not in NOT_WEIGHTS}
+    stored = read_state_dict(file)
+    state = {key: value for key, value in stored.items() if key not in NOT_WEIGHTS}
     shapes: Shapes = {key: tuple(value.shape) for key, value in state.items()}
     wanted = _encoder_name(name)
-    architecture, dims, module, problem = _recognise(shapes, file, wanted)
+    architecture, dims, module, problem = _recognise(shapes, file, wanted, from_openai=len(stored) > len(state))
     sha256 = file_sha256(file)
     entry = None if name is None else pinned.get(name)
     if entry is not None and entry.sha256 not in (None, sha256):
         problem = problem or f"its sha256 is not the pinned {entry.sha256} of {name}"
-    if wanted is not None and architecture.removesuffix("-quickgelu") not in (wanted, _as_open_clip(wanted)):
+    plain = architecture.removesuffix(ACTIVATION_UNKNOWN).removesuffix("-quickgelu")
+    if wanted is not None and plain not in (wanted, _as_open_clip(wanted)):
         problem = f"it is {architecture}, not {wanted}" + (f"; {problem}" if problem else "")
     expected = None if module is None else {key: tuple(value.shape) for key, value in module.state_dict().items()}
     return Identity(
@@ -150,12 +153,14 @@ def _differences(shapes: Shapes, expected: Shapes | None) -> dict[str, tuple[str
     }
 
 
-def _recognise(shapes: Shapes, file: Path, wanted: str | None) -> tuple[str, dict[str, int], nn.Module | None, str]:
+def _recognise(
+    shapes: Shapes, file: Path, wanted: str | None, *, from_openai: bool
+) -> tuple[str, dict[str, int], nn.Module | None, str]:
     """Architecture, dims, a model of it on the meta device if one can be made, and what is wrong."""
     if any(key.startswith(("vision_encoder.", "text_encoder.")) for key in shapes):
         return _viclip(shapes, file, wanted)
     if "visual.conv1.weight" in shapes and "text_projection" in shapes:
-        return _open_clip(shapes)
+        return _open_clip(shapes, file, from_openai)
     if "projection.weight" in shapes and "classifier.weight" in shapes:
         return _geolocator(shapes, file)
     return "unknown", {}, None, f"no architecture has keys such as {', '.join(sorted(shapes)[:5])}"
@@ -183,7 +188,7 @@ def _viclip(shapes: Shapes, file: Path, wanted: str | None) -> tuple[str, dict[s
         return "viclip", dims, ViCLIP(config), ""
 
 
-def _open_clip(shapes: Shapes) -> tuple[str, dict[str, int], nn.Module | None, str]:
+def _open_clip(shapes: Shapes, file: Path, from_openai: bool) -> tuple[str, dict[str, int], nn.Module | None, str]:
     import open_clip  # seconds to import
 
     conv, positions = shapes["visual.conv1.weight"], shapes.get("visual.positional_embedding", (0,))
@@ -193,7 +198,9 @@ def _open_clip(shapes: Shapes) -> tuple[str, dict[str, int], nn.Module | None, s
         return "open_clip", dims, None, ""
     with torch.device("meta"):
         module: nn.Module = open_clip.CLIP(**open_clip.get_model_config(name))
-    return f"open_clip:{name}", dims, module, ""
+    quick_gelu = known_quick_gelu(name, NOT_WEIGHTS if from_openai else (), open_clip_card(file))
+    suffix = {True: "-quickgelu", False: "", None: ACTIVATION_UNKNOWN}[quick_gelu]
+    return f"open_clip:{name}{suffix}", dims, module, ""
 
 
 def _geolocator(shapes: Shapes, file: Path) -> tuple[str, dict[str, int], nn.Module | None, str]:

@@ -1,9 +1,10 @@
 """Reading, checking and fingerprinting weights: the one place that opens a weights file.
 
 A file is safetensors or a PyTorch archive read with ``weights_only=True``; nothing else is ever unpickled and
-nothing is ever downloaded. Loading is strict, and its error names the keys. There are two digests: `weights_digest` is
+nothing is ever downloaded. Loading is strict, and its error names the keys. `weights_digest` is
 over the tensors, so a ``.pth`` and its ``.safetensors`` twin are the same model; `check_sha256` is over the bytes of
-the file, to be compared with what its publisher says before anything in it is trusted.
+the file, to be compared with what its publisher says before anything in it is trusted. What a model does with its
+weights often stands in files beside them; `settings_digest` is over those.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hedwig.models.fetched import SOURCE, file_sha256
+
 __all__ = [
     "build_loaded",
     "check_sha256",
@@ -29,11 +32,13 @@ __all__ = [
     "read_card",
     "read_metadata",
     "read_state_dict",
+    "settings_digest",
     "weights_digest",
     "weights_file",
 ]
 
 WRAPPERS = ("model", "module", "state_dict")
+SETTINGS = ("*.json", "*.txt", "*.model")  # configurations, normalisation, vocabularies
 
 
 def weights_file(path: str | Path) -> Path:
@@ -205,6 +210,20 @@ def build_loaded(
             module = build()
         load_strict(module, state, origin=origin)
     return module
+
+
+def settings_digest(path: str | Path) -> str | None:
+    """SHA-256 (hex) over names and bytes of settings and vocabularies beside a weights file; None without any.
+
+    The record of a fetch (source.json) says when files came, not what they mean, and is left out.
+    """
+    file = weights_file(path)
+    beside = sorted(other for pattern in SETTINGS for other in file.parent.glob(pattern))
+    beside = [other for other in beside if other.is_file() and other.name not in (file.name, SOURCE)]
+    if not beside:
+        return None
+    digests = [(other.name, file_sha256(other)) for other in beside]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def name_some(keys: list[str], limit: int = 5) -> str:

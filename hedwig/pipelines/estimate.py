@@ -55,9 +55,11 @@ def _work(x: Experiment, num: int) -> dict[str, Any]:
     from hedwig.models.encoder import ENCODER_NAMES, load_encoder
 
     num_frames = x.slicing.num_frames
+    weights = None if x.encoder.name in ENCODER_NAMES else weights_of(x.encoder)
     encoder = load_encoder(
         x.encoder.name,
-        weights=None if x.encoder.name in ENCODER_NAMES else weights_of(x.encoder),
+        weights=weights,
+        quick_gelu=None if weights is None else x.encoder.quick_gelu,
         seed=x.encoder.seed,
         device=x.encoder.device,
         fusion=x.encoder.fusion,
