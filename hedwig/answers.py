@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 
 from hedwig import storage
 
-__all__ = ["AnswerStore", "Kept", "answer_key"]
+__all__ = ["AnswerStore", "AnswersRefused", "Kept", "answer_key"]
 
 _UTF8 = "surrogatepass"  # a model may answer half a character; that must not lose what was paid for
 
@@ -31,6 +32,10 @@ def answer_key(*parts: object) -> str:
     """SHA-256 (hex) of the parts in order; parts are plain JSON values."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode(errors=_UTF8)).hexdigest()
+
+
+class AnswersRefused(PermissionError):
+    """Answers cannot be kept: a job that went on asking would pay for what it loses, so it has to stop."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,21 @@ class AnswerStore:
         """Where the answer of `key` is or will be; deleting it there makes the question new."""
         return storage.join(self.folder, key[:2], f"{key}.json")
 
+    def check(self) -> None:
+        """Write and remove a file in the folder, before anything is paid for.
+
+        Raises:
+            AnswersRefused: it cannot be written to.
+        """
+        probe = storage.join(self.folder, f".probe-{uuid.uuid4().hex[:8]}")
+        try:
+            storage.write_bytes(probe, b"hedwig")
+            storage.delete(probe)
+        except OSError as error:
+            raise AnswersRefused(
+                f"Answers cannot be kept in {self.folder}: {error}. Choose a folder to write to."
+            ) from error
+
     def get(self, key: str) -> Kept:
         """What is kept under `key`; an empty `Kept` if nothing is.
 
@@ -84,16 +104,33 @@ class AnswerStore:
             raise ValueError(f"The kept answer {path} is damaged ({error}); delete it to ask again.") from error
 
     def put(self, key: str, answer: Any, spent: Mapping[str, Any]) -> None:
-        """Keep a usable answer and what it cost."""
+        """Keep a usable answer and what it cost.
+
+        Raises:
+            AnswersRefused: it could not be written.
+        """
         if answer is None:
             raise ValueError("An answer of None is no answer; use put_trouble for attempts of no use.")
         self._add(key, answer, spent, None)
 
     def put_trouble(self, key: str, trouble: str, spent: Mapping[str, Any]) -> None:
-        """Keep what an attempt cost that gave nothing usable; a usable answer that is already there stays."""
+        """Keep what an attempt cost that gave nothing usable; a usable answer that is already there stays.
+
+        Raises:
+            AnswersRefused: it could not be written.
+        """
         self._add(key, None, spent, trouble)
 
     def _add(self, key: str, answer: Any, spent: Mapping[str, Any], trouble: str | None) -> None:
+        try:
+            self._write(key, answer, spent, trouble)
+        except OSError as error:
+            raise AnswersRefused(
+                f"A paid answer could not be kept in {self.folder}: {error}. Make room or give leave to write there, "
+                "and run the same command again; what was kept before is not paid again."
+            ) from error
+
+    def _write(self, key: str, answer: Any, spent: Mapping[str, Any], trouble: str | None) -> None:
         with self._alone(key):
             before = self.get(key)
             if "id" in spent and any(entry.get("id") == spent["id"] for entry in before.spent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from fake_openai import FakeOpenAI, short_answer, words_of
 
 from hedwig.answers import AnswerStore
 from hedwig.captions.batch import run_batch
+from hedwig.captions.dialogue import Shown, show
 from hedwig.captions.openai import MAX_PAID, EndpointRefused, OpenAICaptioner
 from hedwig.captions.rounds import write_round
 from hedwig.captions.spending import spending
@@ -178,7 +180,7 @@ def test_rows_stream_and_never_pile_up(tmp_path):
 
     def many():
         for index in range(40):
-            yield f"p{index}", f"{index:064x}", [Picture(b"\xff\xd8jpeg%d" % index) for _ in range(8)]
+            yield f"p{index}", f"{index:064x}", Shown(8, [Picture(b"\xff\xd8jpeg%d" % index) for _ in range(8)])
 
     with FakeOpenAI() as fake:
         done = ask(fake, tmp_path, many(), max_requests=10)
@@ -218,6 +220,79 @@ def test_a_full_endpoint_is_waited_for_and_a_refused_job_says_why(tmp_path):
         fake.create_fault = None
         assert ask(fake, tmp_path, rows(12))["num_answers"] == 12
         assert len(fake.paid) == 12
+
+
+def test_a_batch_that_never_fits_stops_the_job_and_smaller_ones_go_on(tmp_path):
+    class Small(FakeOpenAI):
+        def create(self, handler, body):
+            large = len(self.files[body["input_file_id"]].splitlines()) > 4
+            self.create_fault = "token_limit_exceeded" if large else None
+            super().create(handler, body)
+
+    with Small() as fake:
+        with pytest.raises(
+            ValueError, match=r"batch of 10 requests.*captions.batch_requests below 10.*batch_megabytes"
+        ):
+            ask(fake, tmp_path)
+        assert fake.paid == []
+        done = ask(fake, tmp_path, max_requests=4)
+        assert (done["num_answers"], done["num_pending"]) == (10, 0)
+        agree(done, fake, tmp_path)
+
+
+def test_every_wait_is_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with FakeOpenAI() as fake:
+        ask(fake, tmp_path, max_requests=5)
+    waits = [record.message for record in caplog.records if "next look in 0.01 s" in record.message]
+    assert waits
+    assert "0 of 2 are done" in waits[0]
+
+
+def test_what_was_left_of_another_prompt_is_collected_and_not_handed_in(tmp_path, caplog):
+    with FakeOpenAI() as fake:
+        fake.batch_ends = "never"
+        ask(fake, tmp_path, max_requests=2, max_open=2, wait_s=0.1)
+        assert len(fake.batches) == 2  # of five
+        fake.batch_ends = "completed"
+        done = ask(fake, tmp_path, prompt="verbose")
+        assert len(fake.batches) == 3
+        assert (done["num_pending"], done["num_open"]) == (0, 0)
+        assert done["num_requests"] == 10  # of this prompt alone
+        assert "3 of its 5 batches were not handed in" in caplog.text
+        ask(fake, tmp_path, prompt="verbose")  # the first two have ended by now
+        fake.fault = lambda number, body: "500"
+        known = live(fake, tmp_path, ask=False)["failure"]
+        assert [failure is None for failure in known] == [True] * 4 + [False] * 6
+        assert len(fake.paid) == 14
+        done = ask(fake, tmp_path)  # and back to the first prompt: only the rest is asked
+        assert len(fake.paid) == 20
+        assert done["num_requests"] == 10
+
+
+def test_the_live_captioner_asks_nobody_after_a_batch(tmp_path):
+    with FakeOpenAI(batch_fault=lambda name, seen: "400" if name.startswith("pano%7C3|") else None) as fake:
+        ask(fake, tmp_path)
+        rows = live(fake, tmp_path, ask=False)
+        assert fake.times == []
+        assert [failure is None for failure in rows["failure"]] == [index != 3 for index in range(10)]
+        assert "no kept answer" in rows["failure"][3]
+        assert "captions.source=openai" in rows["failure"][3]
+        assert rows["caption_prompt_tokens"].sum() == fake.totals()["prompt_tokens"]
+
+
+@pytest.mark.parametrize("how", [{"images": "sheet"}, {"max_frames": 3}])
+def test_ready_files_are_the_very_request_of_the_frames(tmp_path, how):
+    options = {"max_frames": 8, "images": "frames", **how}
+    with FakeOpenAI() as fake:
+        files = ((name, digest, show(frames, **options)) for name, digest, frames in rows(2))
+        done = ask(fake, tmp_path, files, **how)
+        assert done["num_pending"] == 0
+        assert live(fake, tmp_path, 2, ask=False, **how)["failure"].tolist() == [None, None]
+        sent = [json.loads(line)["body"] for line in fake.files["file-0"].splitlines()]
+    with FakeOpenAI() as fake:
+        live(fake, tmp_path / "other", 2, **how)
+    assert sorted(map(json.dumps, fake.bodies)) == sorted(map(json.dumps, sent))
 
 
 def test_no_more_batches_are_open_than_allowed(tmp_path):

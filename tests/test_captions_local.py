@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from tiny_vlm import make_tiny_internvl, make_tiny_qwen
 
+from hedwig.captions.folders import weights_digest
 from hedwig.captions.local import TransformersCaptioner
-from hedwig.captions.prompts import describe
+from hedwig.captions.prompts import MOST_TOKENS, describe
 from hedwig.captions.result import CAPTION_COLUMNS
+from hedwig.models.fetched import file_sha256
 from hedwig.models.viclip import count_tokens
 
 TOKENS_PER_FRAME = 4
@@ -93,7 +96,7 @@ def test_greedy_answer_equals_a_slow_decoding_loop(captioner, frames):
     from PIL import Image
 
     image = [[Image.fromarray(frames[0, 0])]]
-    text, _, written = captioner._generate(prompts, image)[0]
+    text, _, written = captioner._generate(prompts, image, 24)[0]
     inputs = captioner._processor(text=prompts, images=image, return_tensors="pt", crop_to_patches=False)
     ids = inputs["input_ids"]
     new = []
@@ -134,10 +137,10 @@ def test_a_row_that_fails_leaves_the_others_alone(captioner, frames, monkeypatch
     expected = captioner({"frames": frames})["caption"]
     generate = captioner._generate
 
-    def fragile(prompts, images):
+    def fragile(prompts, images, most):
         if any(np.asarray(image).max() == 0 for row in images for image in row):
             raise RuntimeError("out of memory")
-        return generate(prompts, images)
+        return generate(prompts, images, most)
 
     monkeypatch.setattr(captioner, "_generate", fragile)
     broken = frames.copy()
@@ -156,6 +159,33 @@ def test_version_of_the_weights_is_in_the_model_name(folder, tmp_path):
     assert len(digest) == 12
     other = make_tiny_internvl(tmp_path / folder.name, seed=2)
     assert TransformersCaptioner(model=str(other), device="cpu").caption_model not in ("", captioner.caption_model)
+
+
+def test_the_weights_digest_follows_every_file_and_the_record_of_a_fetch(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert weights_digest(copy) == weights_digest(folder)
+    weights = copy / "model.safetensors"
+    files = [
+        {"path": one.name, "size": one.stat().st_size, "sha256": file_sha256(one), "checked": ""}
+        for one in copy.iterdir()
+    ]
+    (copy / "source.json").write_text(json.dumps({"files": files}))
+    assert weights_digest(copy) == weights_digest(folder)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert weights_digest(copy) == weights_digest(folder), "the record of the fetch saves the reading"
+    (copy / "source.json").unlink()
+    assert weights_digest(copy) != weights_digest(folder)
+
+
+def test_answers_may_be_as_long_as_the_prompt_asks(folder, frames):
+    captioner = TransformersCaptioner(model=str(folder), revision="r", prompt="two-step", device="cpu")
+    asked = []
+    captioner._generate = lambda prompts, images, most: asked.append(most) or [("a road", 1, 1)] * len(prompts)
+    captioner({"frames": frames})
+    assert asked == [MOST_TOKENS["two-step"], 90]
 
 
 def test_qwen_has_no_line_break_of_its_own(tmp_path, frames):

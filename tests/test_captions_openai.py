@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import collections
+import io
 import logging
 import os
 import pickle
@@ -15,13 +17,17 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_openai import FakeOpenAI, short_answer, words_of
+from PIL import Image
 from tests_serving import free_port
 
-from hedwig.answers import AnswerStore
+from hedwig.answers import AnswersRefused, AnswerStore
+from hedwig.captions.dialogue import read_completion
 from hedwig.captions.openai import MAX_PAID, EndpointRefused, OpenAICaptioner
 from hedwig.captions.spending import spending
+from hedwig.pipelines.chain import Chain, Step
 
 KEY = "sk-canary-4f1d/+%"
 
@@ -240,6 +246,69 @@ def test_too_long_a_caption_is_asked_about_once_more_and_then_cut(tmp_path):
     assert 10 < rows["caption_num_tokens"][0] <= 30
     assert rows["caption"][0].endswith(("poles", "walls"))
     assert ledger(tmp_path) == fake.totals()
+
+
+def test_without_a_budget_nothing_is_shortened(tmp_path):
+    text = "a grey road with white lines and wooden poles, red tile roofs behind low stone walls, " * 3
+    with FakeOpenAI(say=lambda body: text) as fake:
+        rows = captioner(fake, tmp_path, token_budget=None, prompt="verbose")(batch(1))
+    assert len(fake.paid) == 1
+    assert rows["caption"][0] == text.strip()
+    assert rows["caption_num_tokens"][0] > 45
+    assert rows["caption_trimmed"].tolist() == [False]
+
+
+def test_frames_are_the_same_as_elsewhere_and_part_of_the_question(tmp_path):
+    rows = batch(1)
+    rows["frames"][:] = np.arange(8, dtype=np.uint8)[None, :, None, None, None] * 30
+    with FakeOpenAI() as fake:
+        captioner(fake, tmp_path, max_frames=4)(rows)
+    shades = []
+    for part in fake.bodies[0]["messages"][0]["content"]:
+        if part["type"] == "image_url":
+            file = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+            shades.append(int(np.asarray(Image.open(io.BytesIO(file)))[0, 0, 0]))
+    assert np.abs(np.array(shades) - [0, 60, 120, 180]).max() <= 2  # 0, 2, 4, 6: evenly around the circle
+
+
+def test_a_thought_that_was_cut_off_is_of_no_use(tmp_path):
+    body = {"choices": [{"message": {"content": "<think>Could be"}, "finish_reason": "length"}], "usage": {"x": 1}}
+    assert "thoughts" in read_completion(body).trouble
+    body["choices"][0]["message"]["content"] = "<think>Could be</think>A road"
+    assert read_completion(body).trouble is None
+    body["choices"][0] = {"message": {"content": "<think>Could be</think>"}, "finish_reason": "stop"}
+    assert "empty" in read_completion(body).trouble
+
+
+def test_a_store_that_keeps_nothing_stops_the_job(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    steps = [Step(Ready, {"num": 20}), Step(OpenAICaptioner, {})]
+    with FakeOpenAI() as fake:
+        options = {"model": "m", "base_url": fake.url, "answers": str(tmp_path), "concurrency": 2}
+        steps[1] = Step(OpenAICaptioner, options)
+        chain = Chain(steps, pa.schema([("pano_id", pa.string()), ("caption", pa.string())]))
+        monkeypatch.setattr("hedwig.answers.storage.write_bytes", full)
+        with pytest.raises(AnswersRefused, match="No space left"):
+            chain(pa.table({"pano_id": [f"p{index}" for index in range(20)]}))
+        assert len(fake.paid) <= 4  # those under way, and not every row alone
+        with pytest.raises(PermissionError, match="Answers cannot be kept"):
+            OpenAICaptioner(**options)
+
+
+class Ready:
+    """Frames of nothing."""
+
+    reads = ("pano_id",)
+    writes = ("frames", "content_hash")
+
+    def __init__(self, *, num):
+        self.rows = batch(num)
+
+    def __call__(self, table):
+        size = len(table["pano_id"])
+        return {**table, **{name: column[:size] for name, column in self.rows.items()}}
 
 
 def test_odd_answers(tmp_path):

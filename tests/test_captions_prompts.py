@@ -17,8 +17,10 @@ from hedwig.captions.prompts import (
     describe,
     fit,
     jpeg,
+    most_tokens,
     prompt_digest,
     shown_frames,
+    wording_digest,
 )
 from hedwig.models.viclip import count_tokens
 
@@ -62,6 +64,23 @@ def test_digest_follows_everything_that_decides_the_text():
     assert re.fullmatch(r"[0-9a-f]{12}", digests[0])
 
 
+def test_the_wording_knows_the_budget_only_where_the_model_is_told():
+    assert wording_digest("basic", 30, "viclip") == wording_digest("basic", 75, "clip")
+    assert wording_digest("basic", 30, "viclip") != wording_digest("verbose", 30, "viclip")
+    assert wording_digest("two-step", 30, "viclip") != wording_digest("two-step", 75, "clip")
+    assert (
+        most_tokens("two-step", 30, "viclip") > most_tokens("verbose", 30, "viclip") > most_tokens("basic", 75, "clip")
+    )
+    assert most_tokens("basic", 75, "clip", reading=True) == 225
+
+
+def test_without_a_budget_nothing_is_cut():
+    fitted = fit(f"Caption: {LONG}", None, "viclip")
+    assert (fitted.text, fitted.trimmed) == (LONG, False)
+    assert fitted.num_tokens == count_tokens(LONG) > 30
+    assert "at most 50 words" in condense("text", None, "clip")
+
+
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
@@ -71,6 +90,8 @@ def test_digest_follows_everything_that_decides_the_text():
         ("Caption: 'A wide street'", "A wide street"),
         ("# Street\n- red roofs\n- blue sky.\n1. poles", "Street, red roofs, blue sky. poles"),
         ("<think>What could it be: a street?</think>A wide street<|im_end|>", "A wide street"),
+        ("<think>What could it be: a street?", ""),
+        ("It could be a street.</think>\n\nA wide street", "A wide street"),
         ('A sign says "STOP" near a wall', 'A sign says "STOP" near a wall'),
         ('"STOP" is on a sign that says "ALTO"', '"STOP" is on a sign that says "ALTO"'),
         ("Houses: low, red roofs", "Houses: low, red roofs"),

@@ -26,8 +26,17 @@ def test_columns_and_their_types():
     assert out["caption_completion_tokens"].tolist() == [12, 0]
     assert out["caption_leaks"].tolist() == ["Paris; France", ""]
     assert out["failure"].tolist() == [None, "no answer"]
+    assert out["caption_trimmed"].tolist() == [False, False]
     for name in ("caption_num_tokens", "caption_prompt_tokens", "caption_completion_tokens"):
         assert out[name].dtype == np.int32
+
+
+def test_what_was_cut_is_marked_and_without_a_budget_nothing_is():
+    long = [Answer("low houses, " * 40)]
+    assert columns(long)["caption_trimmed"].tolist() == [True]
+    whole = caption_columns(long, model="m", token_budget=None, tokenizer="viclip", leaks=None)
+    assert whole["caption_trimmed"].tolist() == [False]
+    assert whole["caption_num_tokens"].tolist() > [100]
 
 
 def test_modes():

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from tiny_vlm import make_tiny_internvl
 
-from hedwig.captions.leaks import LeakFilter
-from hedwig.captions.prompts import describe
-from hedwig.captions.result import CAPTION_COLUMNS
+from hedwig.captions.prompts import MOST_TOKENS, describe
 from hedwig.captions.vllm import (
     INTERNVL_CHAT,
-    caption_row,
+    answer_of,
     chat_format,
     condense_request,
     engine_settings,
+    joined,
+    said,
     vllm_request,
 )
 
@@ -42,7 +42,7 @@ def test_prompt_route_is_internvl_chat_with_one_tile_per_frame(frames):
     assert row["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert row["mm_processor_kwargs"] == {"max_dynamic_patch": 1}
     assert row["sampling_params"]["temperature"] == 0.0
-    assert row["sampling_params"]["max_tokens"] == 256
+    assert row["sampling_params"]["max_tokens"] == MOST_TOKENS["basic"]
     assert "<|im_end|>" in row["sampling_params"]["stop"]
     assert set(row) == {"prompt", "multimodal_data", "mm_processor_kwargs", "sampling_params"}
 
@@ -126,26 +126,33 @@ def test_neither_ray_nor_vllm_is_imported_by_the_module():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_caption_row_reads_the_engines_answer():
-    row = {"generated_text": " Caption: A road in Paris.", "num_input_tokens": 2100, "num_generated_tokens": 9}
-    how = {"model": "vllm:m@1", "token_budget": 30, "tokenizer": "viclip", "leaks": LeakFilter("mask")}
-    out = caption_row({**row, "__inference_error__": ""}, **how)
-    assert set(out) == {*CAPTION_COLUMNS, "failure"}
-    assert (out["caption"], out["caption_leaks"], out["failure"]) == ("A road in a place.", "Paris", None)
-    assert (out["caption_prompt_tokens"], out["caption_completion_tokens"]) == (2100, 9)
-    assert type(out["caption_num_tokens"]) is int
+def test_the_engines_answers_of_one_and_of_two_steps():
+    row = {"generated_text": " Caption: A road.", "num_input_tokens": 2100, "num_generated_tokens": 9}
+    answer = answer_of(said(row))
+    assert (answer.text, answer.detail, answer.failure) == (" Caption: A road.", "", None)
+    assert (answer.prompt_tokens, answer.completion_tokens) == (2100, 9)
     second = {"generated_text": "Red soil", "num_input_tokens": 100, "num_generated_tokens": 3}
-    both = caption_row(second, first=row, **how)
-    assert (both["caption"], both["caption_detail"]) == ("Red soil", "A road in Paris.")
-    assert (both["caption_prompt_tokens"], both["caption_completion_tokens"]) == (2200, 12)
+    both = answer_of(joined(said(row), said(second)))
+    assert (both.text, both.detail) == ("Red soil", "A road.")
+    assert (both.prompt_tokens, both.completion_tokens) == (2200, 12)
 
 
 def test_an_engines_error_is_the_rows_failure():
-    bad = {"generated_text": "", "num_input_tokens": 0, "__inference_error__": "ValueError: prompt too long"}
-    how = {"model": "m", "token_budget": 30, "tokenizer": "viclip", "leaks": None}
-    assert "prompt too long" in caption_row(bad, **how)["failure"]
-    assert "prompt too long" in caption_row({"generated_text": "x"}, first=bad, **how)["failure"]
-    assert caption_row({"generated_text": None}, **how)["failure"] == "the captioner answered nothing"
+    bad = {"content_hash": "a", "generated_text": None, "__inference_error__": "ValueError: prompt too long"}
+    assert answer_of(bad).failure == "the model failed: ValueError: prompt too long"
+    later = {**bad, "text": "a detailed text", "prompt_tokens": 7, "completion_tokens": 3}
+    assert (answer_of(later).text, answer_of(later).prompt_tokens, answer_of(later).completion_tokens) == ("", 7, 3)
+    assert answer_of({**said({"generated_text": "x"}), "__inference_error__": ""}).failure is None
+
+
+def test_answers_may_be_as_long_as_the_prompt_asks(frames):
+    for prompt in ("basic", "verbose", "two-step"):
+        asked = vllm_request(frames, route="messages", prompt=prompt)["sampling_params"]["max_tokens"]
+        assert asked == MOST_TOKENS[prompt]
+        room = engine_settings("m", route="messages", prompt=prompt, num_frames=8)["engine_kwargs"]["max_model_len"]
+        assert room >= 8 * 256 + 2 * asked
+    condensed = condense_request("x", route="messages", token_budget=75, tokenizer="clip")
+    assert condensed["sampling_params"]["max_tokens"] == 225
 
 
 def test_unknown_route_is_refused(frames):

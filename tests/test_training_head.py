@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hedwig.geo import haversine_km, unit_vectors
+from hedwig.geocells.hierarchy import Level
 from hedwig.models.geolocator import Geolocator
 from hedwig.training import head, train_geolocator
 
@@ -101,12 +102,12 @@ def constant_error_km(table: Path) -> float:
     return float(np.median(haversine_km(fit.lat.median(), fit.lon.median(), val.lat, val.lon)))
 
 
-@pytest.mark.parametrize("loss", ["ce", "haversine", "haversine_raw"])
+@pytest.mark.parametrize("loss", ["ce", "mse", "haversine", "haversine_raw"])
 def test_it_learns_and_writes_a_calibrated_model(tmp_path, loss):
     table = toy_table(tmp_path / "table")
     metrics = train(table, tmp_path, loss=loss, cosine=loss == "haversine")
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["train_loss"] < 0.6 * rows[0]["train_loss"]
+    assert rows[-1]["train_loss"] < (0.8 if loss == "mse" else 0.6) * rows[0]["train_loss"]
     assert metrics["val_median_error_km"] < 0.35 * constant_error_km(table)
     assert metrics["val_loss"] == min(row["val_loss"] for row in rows)
     assert [row["epoch"] for row in rows] == list(range(metrics["num_epochs"]))
@@ -119,8 +120,62 @@ def test_it_learns_and_writes_a_calibrated_model(tmp_path, loss):
     cells = torch.from_numpy(Grid().assign(data["lat"].to_numpy(), data["lon"].to_numpy()))
     with torch.no_grad():
         logits = model(image, text)[1]
+    assert metrics["val_nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, cells).item(), rel=1e-4)
+    assert metrics["val_nll"] <= metrics["val_nll_uncalibrated"]
+    assert 0 <= metrics["val_ece"] < 0.3
     here, *others = (torch.nn.functional.cross_entropy(logits * f, cells).item() for f in (1.0, 1.2, 1 / 1.2))
     assert here < min(others)
+
+
+def test_shuffled_labels_fall_to_chance(tmp_path):
+    """Broken on purpose: rows whose positions are those of other rows must teach nothing that holds elsewhere."""
+    table = toy_table(tmp_path / "table", num=1000)
+    whole = pq.read_table(table)
+    # Shuffled among rows of a split: the distribution over cells stays as it was, and with it what chance is.
+    rng, place = np.random.default_rng(1), np.arange(1000)
+    for split in ("train", "val"):
+        rows = np.flatnonzero(whole["split"].to_numpy(zero_copy_only=False) == split)
+        place[rows] = rng.permutation(rows)
+    image = np.stack(whole["image_embedding"].to_pylist()).astype(np.float32)[place]
+    shuffled = toy_table(tmp_path / "shuffled", num=1000, image_embedding=image)
+    right, wrong = (train(t, tmp_path / f"of-{t.name}", use_text=False) for t in (table, shuffled))
+    assert right["val_accuracy"] > 0.5
+    chance = 1 / 32  # cells of nearly equal share
+    assert wrong["val_accuracy"] < chance + 4 * np.sqrt(chance * (1 - chance) / wrong["num_val"])
+    assert wrong["val_median_error_km"] > 0.85 * constant_error_km(table)
+    assert wrong["val_nll"] > np.log(32) - 0.1  # no better than saying nothing
+
+
+def test_coarser_levels_and_pairs_are_trained_on(tmp_path, monkeypatch):
+    table = toy_table(tmp_path / "table")
+    monkeypatch.setattr(Grid, "hierarchy", lambda self: [Level.of("row", np.arange(32) // 8)], raising=False)
+    plain = train(table, tmp_path / "a", epochs=8, loss="ce")
+    levels = train(table, tmp_path / "b", epochs=8, loss="ce", hierarchy_weights=(2.0,))
+    assert levels["val_loss"] > plain["val_loss"]  # it has a term more
+    pairs = train(table, tmp_path / "c", epochs=8, loss="ce", contrastive_weight=1.0, near_km=700.0, far_km=2000.0)
+    assert "share_with_near" not in plain
+    assert 0.5 < pairs["share_with_near"] <= 1
+    assert pairs["train_loss"] > plain["train_loss"]
+    rows = pq.read_table(table).to_pandas()
+    image = torch.from_numpy(np.stack(rows["image_embedding"]).astype(np.float32))
+    text = torch.from_numpy(np.stack(rows["text_embedding"]).astype(np.float32))
+    cells = Grid().assign(rows.lat, rows.lon)
+    val = (rows.split == "val").to_numpy().copy()
+    distance = haversine_km(
+        rows.lat[val].to_numpy()[:, None], rows.lon[val].to_numpy()[:, None],
+        rows.lat[val].to_numpy()[None], rows.lon[val].to_numpy()[None],
+    )  # fmt: skip
+    near, far = (distance < 700) & (distance > 0), distance > 2000
+    gap, row_loss = {}, {}
+    for name in "abc":
+        with torch.no_grad():
+            projected, logits = Geolocator.load(tmp_path / name / "out")(image[val], text[val])
+        cosines = (projected @ projected.T).numpy()
+        gap[name] = cosines[near].mean() - cosines[far].mean()
+        probs = logits.softmax(dim=1).reshape(-1, 4, 8).sum(dim=2)
+        row_loss[name] = -probs[torch.arange(len(probs)), torch.from_numpy(cells[val] // 8)].log().mean().item()
+    assert gap["c"] > gap["a"] + 0.1
+    assert row_loss["b"] < row_loss["a"]
 
 
 def test_row_order_and_files_do_not_matter(tmp_path):
@@ -235,7 +290,11 @@ def test_queries_and_rows_without_a_position_are_left_out(tmp_path):
 def test_bad_settings_name_the_value(tmp_path):
     table = toy_table(tmp_path / "table")
     for options, message in (
-        ({"loss": "mse"}, "got 'mse'"),
+        ({"loss": "mae"}, "got 'mae'"),
+        ({"hierarchy_weights": (1.0,)}, "build the geocells with more levels"),
+        ({"near_km": 500.0}, "near_km <= far_km, got 500.0 and 200.0"),
+        ({"min_workers": 2}, r"min_workers must be 1 to num_workers \(0\), got 2"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"image_column": "image_embeding"}, "Did you mean 'image_embedding'"),
         ({"num_workers": 700}, "use fewer workers"),

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from hedwig.captions.openai import FINAL, refusal
 from hedwig.web import Answer, Refused, WebClient
 
-__all__ = ["BatchApi"]
+__all__ = ["BatchApi", "NoRoom"]
+
+OPEN = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+MAX_PAGES = 20  # of 100 batches, newest first: what is older has ended
+
+
+class NoRoom(Exception):
+    """The endpoint refuses a batch because of the tokens that are enqueued with it."""
 
 
 class BatchApi:
@@ -49,7 +57,10 @@ class BatchApi:
             look_first: an earlier process may have created it.
 
         Returns:
-            The batch, or None while the endpoint has no room for another.
+            The batch, or None where the endpoint is busy; it is asked again later.
+
+        Raises:
+            NoRoom: it takes no more tokens.
         """
         body = {
             "input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
@@ -57,13 +68,15 @@ class BatchApi:
         }  # fmt: skip
         politeness = self._client.politeness
         for attempt in range(1, politeness.max_attempts + 1):
-            if (look_first or attempt > 1) and (found := await self._find(file_id, tag)) is not None:
+            if (look_first or attempt > 1) and (found := await self.find(file_id, tag)) is not None:
                 return found
             try:
                 headers = {"Idempotency-Key": tag}
                 return await self._object("POST", "batches", json=body, headers=headers, max_attempts=1)
             except Refused as error:
-                if "token_limit_exceeded" in error.body or error.status == 429:
+                if "token_limit_exceeded" in error.body:
+                    raise NoRoom from None
+                if error.status == 429:
                     return None
                 if attempt == politeness.max_attempts or (error.status is not None and error.status < 500):
                     raise
@@ -79,15 +92,32 @@ class BatchApi:
         reply = await self._request("GET", f"files/{file_id}/content", accept=(404,))
         return b"" if reply.status == 404 else reply.body
 
-    async def _find(self, file_id: str, tag: str) -> dict[str, Any] | None:
+    async def find(self, file_id: str, tag: str) -> dict[str, Any] | None:
+        """The batch of a file with our tag; None where there is none."""
+        async for page in self._pages():
+            for one in page:
+                if one.get("input_file_id") == file_id and (one.get("metadata") or {}).get("hedwig") == tag:
+                    return dict(one)
+        return None
+
+    async def any_open(self) -> bool:
+        """Whether any batch of the account, ours or another's, is under way."""
+        num_pages = 0
+        async for page in self._pages():
+            num_pages += 1
+            if any(one.get("status") in OPEN for one in page):
+                return True
+            if num_pages == MAX_PAGES:
+                break
+        return False
+
+    async def _pages(self) -> AsyncIterator[list[dict[str, Any]]]:
         after: dict[str, str] = {}
         while True:
             page = await self._object("GET", "batches", params={"limit": "100", **after})
-            for one in page.get("data", []):
-                if one.get("input_file_id") == file_id and (one.get("metadata") or {}).get("hedwig") == tag:
-                    return dict(one)
+            yield page.get("data") or []
             if not page.get("has_more") or not page.get("data"):
-                return None
+                return
             after = {"after": page["data"][-1]["id"]}
 
     async def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:

@@ -17,17 +17,52 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hedwig.answers import answer_key
-from hedwig.captions.prompts import PromptName, TokenizerName, condense, contact_sheet, describe, fit, jpeg
-from hedwig.panorama import select_frames
+from hedwig.answers import AnswerStore, Kept, answer_key
+from hedwig.captions.prompts import (
+    PromptName,
+    TokenizerName,
+    choose_frames,
+    clean,
+    condense,
+    contact_sheet,
+    describe,
+    fit,
+    jpeg,
+    most_tokens,
+)
 
-__all__ = ["Completion", "Dialogue", "Pictures", "Question", "Said", "read_completion"]
+__all__ = ["Completion", "Dialogue", "Pictures", "Question", "Said", "Shown", "Walk", "read_completion", "show", "walk"]
 
 JPEG_QUALITY = 85
 SHEET_PX = 1024  # eight frames are then 1024x512, about 100 KB
-MOST_TOKENS = {"basic": 160, "verbose": 320, "detail": 900}  # of an answer; condensing: three times the budget
 
-Pictures = NDArray[np.uint8] | Sequence[bytes]
+
+@dataclass(frozen=True)
+class Shown:
+    """What a model is shown of a panorama, ready to be sent.
+
+    Attributes:
+        num_frames: V of the panorama, of which some are shown.
+        files: JPEG files, one per shown frame or one sheet of them.
+    """
+
+    num_frames: int
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        """V, as of an array of frames."""
+        return self.num_frames
+
+
+Pictures = NDArray[np.uint8] | Shown
+
+
+def show(frames: NDArray[np.uint8], max_frames: int, images: Literal["frames", "sheet"]) -> Shown:
+    """The files that a model is shown of the frames (V, S, S, 3) uint8; only these are encoded."""
+    chosen = frames[choose_frames(len(frames), max_frames)]
+    if images == "sheet":
+        chosen = contact_sheet(chosen, SHEET_PX)[None]
+    return Shown(len(frames), [jpeg(frame, JPEG_QUALITY) for frame in chosen])
 
 
 @dataclass(frozen=True)
@@ -86,7 +121,7 @@ class Dialogue:
         model: str,
         revision: str | None,
         prompt: PromptName,
-        token_budget: int,
+        token_budget: int | None,
         tokenizer: TokenizerName,
         max_frames: int,
         images: Literal["frames", "sheet"],
@@ -99,7 +134,10 @@ class Dialogue:
         condense("", token_budget, tokenizer)
         self.model, self.prompt, self.token_budget, self.tokenizer = model, prompt, token_budget, tokenizer
         self.max_frames, self.images, self.detail = max_frames, images, detail
-        self._parts = (slicing_digest, model, revision, images, detail, max_frames, JPEG_QUALITY, SHEET_PX)
+        self._parts = (slicing_digest, model, revision, images, detail, JPEG_QUALITY, SHEET_PX)
+        wording = [describe(prompt, max_frames, sheet=images == "sheet"), condense("", token_budget, tokenizer)]
+        told = (prompt, token_budget, tokenizer, max_frames, wording, most_tokens(prompt, token_budget, tokenizer))
+        self.digest = answer_key(*told, *self._parts)[:16]  # of all that is asked about any panorama
 
     def ask(
         self, content_hash: str, num_frames: int, pictures: Callable[[], Pictures]
@@ -109,53 +147,46 @@ class Dialogue:
         Args:
             content_hash: of the panorama's image.
             num_frames: how many frames there are.
-            pictures: gives them, (V, S, S, 3) uint8 or V JPEG files; called only where an image is needed.
+            pictures: gives them, (V, S, S, 3) uint8 or as `show` made them; called only where an image is needed.
         """
-        chosen = select_frames(num_frames, min(num_frames, self.max_frames), "uniform")
+        chosen = choose_frames(num_frames, self.max_frames)
         sheet = self.images == "sheet"
         instruction = describe(self.prompt, len(chosen), sheet=sheet)
         step = "detail" if self.prompt == "two-step" else self.prompt
 
         def looking() -> dict[str, Any]:
-            return self._body(self._shown(pictures(), chosen, instruction), MOST_TOKENS[step])
+            most = most_tokens(self.prompt, self.token_budget, self.tokenizer)
+            return self._body(self._message(pictures(), len(chosen), instruction), most)
 
-        text = yield self._question(content_hash, step, instruction, looking)
+        def question(step: str, instruction: str, body: Callable[[], dict[str, Any]]) -> Question:
+            digest = answer_key(instruction)[:12]
+            return Question(step, answer_key(content_hash, step, digest, chosen, *self._parts), digest, body)
+
+        text = yield question(step, instruction, looking)
         detail = ""
         if step == "detail":
             detail = text
-            text = yield self._reading(content_hash, "condense", text)
-        if fit(text, self.token_budget, self.tokenizer).trimmed:
-            text = yield self._reading(content_hash, "shorten", text)
+            text = yield question("condense", *self._reading(text))
+        if self.token_budget is not None and fit(text, self.token_budget, self.tokenizer).trimmed:
+            text = yield question("shorten", *self._reading(text))
         return Said(text, detail)
 
-    def _reading(self, content_hash: str, step: str, text: str) -> Question:
-        """A question about a text."""
+    def _reading(self, text: str) -> tuple[str, Callable[[], dict[str, Any]]]:
+        """A question about a text: the instruction, and what makes its body."""
         instruction = condense(text, self.token_budget, self.tokenizer)
-
-        def body() -> dict[str, Any]:
-            return self._body(instruction, max(64, 3 * self.token_budget))
-
-        return self._question(content_hash, step, instruction, body)
-
-    def _question(self, content_hash: str, step: str, instruction: str, body: Callable[[], dict[str, Any]]) -> Question:
-        digest = answer_key(instruction)[:12]
-        return Question(step, answer_key(content_hash, step, digest, *self._parts), digest, body)
+        most = most_tokens(self.prompt, self.token_budget, self.tokenizer, reading=True)
+        return instruction, lambda: self._body(instruction, most)
 
     def _body(self, content: str | list[dict[str, Any]], max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": content}
         return {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": max_tokens}
 
-    def _shown(self, pictures: Pictures, chosen: NDArray[np.intp], instruction: str) -> list[dict[str, Any]]:
+    def _message(self, pictures: Pictures, num_shown: int, instruction: str) -> list[dict[str, Any]]:
         """The parts of a message: labelled frames or one sheet, then the instruction."""
-        if isinstance(pictures, np.ndarray):
-            frames = pictures[chosen]
-            if self.images == "sheet":
-                frames = contact_sheet(frames, SHEET_PX)[None]
-            files = [jpeg(frame, JPEG_QUALITY) for frame in frames]
-        elif self.images == "sheet":
-            raise ValueError("A sheet is made of frames (V, S, S, 3), not of JPEG files; use images=frames.")
-        else:
-            files = [pictures[index] for index in chosen]
+        shown = pictures if isinstance(pictures, Shown) else show(pictures, self.max_frames, self.images)
+        files = shown.files
+        if len(files) != (1 if self.images == "sheet" else num_shown):
+            raise ValueError(f"{len(files)} files are to be shown as {num_shown} frames, images={self.images!r}.")
         parts: list[dict[str, Any]] = []
         for number, file in enumerate(files, 1):
             if len(files) > 1:
@@ -163,6 +194,46 @@ class Dialogue:
             url = f"data:image/jpeg;base64,{base64.b64encode(file).decode()}"
             parts.append({"type": "image_url", "image_url": {"url": url, "detail": self.detail}})
         return [*parts, {"type": "text", "text": instruction}]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How far a dialogue has come by the kept answers.
+
+    Attributes:
+        kept: question key -> what is kept of it, in order; the last one has no answer where there is an open question.
+        question: the first question without an answer, None where all are answered.
+        said: what came out, None while a question is open.
+    """
+
+    kept: dict[str, Kept]
+    question: Question | None
+    said: Said | None
+
+
+def walk(
+    dialogue: Dialogue,
+    store: AnswerStore,
+    content_hash: str,
+    num_frames: int,
+    pictures: Callable[[], Pictures] | None = None,
+) -> Walk:
+    """Go through a panorama's questions as far as the kept answers lead; asks nobody."""
+    kept: dict[str, Kept] = {}
+    talk = dialogue.ask(content_hash, num_frames, pictures or _no_pictures)
+    try:
+        question = next(talk)
+        while True:
+            found = kept[question.key] = store.get(question.key)
+            if found.answer is None:
+                return Walk(kept, question, None)
+            question = talk.send(found.answer["text"])
+    except StopIteration as end:
+        return Walk(kept, None, end.value)
+
+
+def _no_pictures() -> Pictures:
+    raise RuntimeError("A question about pictures was asked again without its line; this is a bug, report it.")
 
 
 def read_completion(body: Any) -> Completion:
@@ -187,7 +258,11 @@ def read_completion(body: Any) -> Completion:
         trouble = "the service's content filter withheld the answer"
     elif not choice:
         trouble = "the answer holds no choices"
-    elif not text.strip():
+    elif ended == "length" and "<think>" in text and "</think>" not in text:
+        trouble = (
+            "the answer ended in the middle of the model's thoughts (finish_reason length); switch its thinking off"
+        )
+    elif not clean(text):
         trouble = f"the answer is empty (finish_reason {ended})"
     if trouble is not None and not usage:
         raise ValueError(f"{trouble}, and it states no usage")

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hedwig.answers import AnswerStore, answer_key
 from hedwig.captions.leaks import LeakFilter, LeakMode
-from hedwig.captions.prompts import PromptName, TokenizerName, prompt_digest
+from hedwig.captions.prompts import PromptName, TokenizerName, clean, wording_digest
 from hedwig.captions.result import CAPTION_COLUMNS, Answer, caption_columns
 
 __all__ = ["KeptCaptioner"]
@@ -24,9 +23,10 @@ class KeptCaptioner:
     Args:
         answers: folder of the store.
         model: whose answers.
-        revision: of the model.
+        revision: of the model; the digest of its weights, unless it is named otherwise.
+        route: how it was asked, see `hedwig.captions.vllm`.
         prompt: what it was asked.
-        token_budget: most tokens of a caption.
+        token_budget: most tokens of a caption; None cuts nothing.
         tokenizer: whose tokens.
         max_frames: how many frames it was shown at most.
         leaks: what to do about place names.
@@ -42,8 +42,9 @@ class KeptCaptioner:
         answers: str,
         model: str,
         revision: str | None,
+        route: str,
         prompt: PromptName,
-        token_budget: int,
+        token_budget: int | None,
         tokenizer: TokenizerName,
         max_frames: int,
         leaks: LeakMode,
@@ -51,8 +52,8 @@ class KeptCaptioner:
     ) -> None:
         self.store, self._leaks = AnswerStore(answers), LeakFilter(leaks)
         self._budget, self._tokenizer, self._model = token_budget, tokenizer, f"vllm:{model}@{revision or '-'}"
-        digest = prompt_digest(prompt, token_budget, tokenizer)
-        self._asked = (self._model, digest, max_frames, slicing_digest)
+        asked = wording_digest(prompt, token_budget, tokenizer)
+        self._asked = (self._model, route, asked, max_frames, slicing_digest)
 
     def key(self, content_hash: str) -> str:
         """Under which the answer about an image is kept."""
@@ -65,8 +66,9 @@ class KeptCaptioner:
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
         }
-        if answer.failure is not None or not answer.text.strip():
-            self.store.put_trouble(self.key(content_hash), answer.failure or "the answer is empty", spent)
+        if answer.failure is not None or not clean(answer.text):
+            trouble = answer.failure or "the answer is empty"
+            self.store.put_trouble(self.key(content_hash), trouble, {**spent, "num_troubles": 1})
         else:
             self.store.put(self.key(content_hash), {"text": answer.text, "detail": answer.detail, **spent}, spent)
 
@@ -83,5 +85,4 @@ class KeptCaptioner:
         columns = caption_columns(
             answers, model=self._model, token_budget=self._budget, tokenizer=self._tokenizer, leaks=self._leaks
         )
-        columns.setdefault("failure", np.full(len(answers), None, dtype=object))
         return {**batch, **columns}

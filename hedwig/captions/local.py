@@ -9,7 +9,6 @@ transformers; `hedwig.captions.vllm` makes the requests for it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hedwig.captions.folders import model_folder, weights_digest
 from hedwig.captions.leaks import LeakFilter, LeakMode
-from hedwig.captions.prompts import PromptName, TokenizerName, clean, condense, describe, shown_frames
+from hedwig.captions.prompts import PromptName, TokenizerName, clean, condense, describe, most_tokens, shown_frames
 from hedwig.captions.result import CAPTION_COLUMNS, Answer, caption_columns
 
 __all__ = ["TransformersCaptioner"]
@@ -39,15 +39,14 @@ class TransformersCaptioner:
     Args:
         model: folder with config.json, the processor's files and safetensors.
         label: how the model is called in `caption_model`; the folder's name by default.
-        revision: which version it is, for `caption_model`; by default twelve digits of the weights' sha256, which
-            takes seconds for large ones.
+        revision: which version it is, for `caption_model`; by default `weights_digest` of the folder.
         prompt: kind of caption.
-        token_budget: most tokens of the caption.
+        token_budget: most tokens of the caption; None cuts nothing.
         tokenizer: whose tokens.
         leaks: what happens to place names; "off" does not look for them.
         max_frames: most frames shown, chosen evenly; None shows all.
         frame_px: frames larger than this are made smaller before the model's own processor sees them.
-        max_new_tokens: longest answer of a step, in the model's own tokens.
+        max_new_tokens: longest answer of a step, in the model's own tokens; None: `most_tokens` of the prompt.
         batch_size: rows that go through the model at once.
         device: "auto" takes CUDA where there is one.
         dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
@@ -59,7 +58,7 @@ class TransformersCaptioner:
     """
 
     reads = ("frames",)
-    reads_if_there = ("content_hash",)  # not looked at: passed on to the captions table, whose rows it identifies
+    reads_if_there = ("content_hash",)  # not looked at, and a column of the captions table
     writes = CAPTION_COLUMNS
 
     def __init__(
@@ -69,28 +68,30 @@ class TransformersCaptioner:
         label: str | None = None,
         revision: str | None = None,
         prompt: PromptName = "basic",
-        token_budget: int = 30,
+        token_budget: int | None = 30,
         tokenizer: TokenizerName = "viclip",
         leaks: LeakMode | Literal["off"] = "report",
         max_frames: int | None = None,
         frame_px: int = 448,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = 4,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         num_threads: int | None = None,
     ) -> None:
         for name, value in (("frame_px", frame_px), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         describe(prompt, 1)  # a bad name or budget is refused before gigabytes are read
         condense("", token_budget, tokenizer)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        folder = _model_folder(model)
+        folder = model_folder(model)
         self.prompt, self.token_budget, self.tokenizer = prompt, token_budget, tokenizer
         self.max_frames, self.frame_px, self.batch_size = max_frames, frame_px, batch_size
-        self.max_new_tokens = max_new_tokens
+        self._most_looking, self._most_reading = (
+            max_new_tokens or most_tokens(prompt, token_budget, tokenizer, reading=reading) for reading in (False, True)
+        )
         self.leaks = None if leaks == "off" else LeakFilter(leaks)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._dtype = (
@@ -98,7 +99,7 @@ class TransformersCaptioner:
             if dtype == "auto"
             else getattr(torch, dtype)
         )
-        self.caption_model = f"transformers:{label or folder.name}@{revision or _digest(folder)}"
+        self.caption_model = f"transformers:{label or folder.name}@{revision or weights_digest(folder)}"
         self._load(folder)
 
     def _load(self, folder: Path) -> None:
@@ -175,7 +176,7 @@ class TransformersCaptioner:
             if self._break:
                 parts.append({"type": "text", "text": self._break})
         prompt = self._render([*parts, {"type": "text", "text": describe(self.prompt, num)}])
-        first = self._generate([prompt] * len(shown), shown)
+        first = self._generate([prompt] * len(shown), shown, self._most_looking)
         if self.prompt != "two-step":
             return [Answer(text, "", read, written) for text, read, written in first]
         details = [clean(text) for text, _, _ in first]
@@ -183,7 +184,7 @@ class TransformersCaptioner:
             self._render([{"type": "text", "text": condense(detail, self.token_budget, self.tokenizer)}])
             for detail in details
         ]
-        second = self._generate(asked, None)
+        second = self._generate(asked, None, self._most_reading)
         return [
             Answer(text, detail, read + read_before, written + written_before)
             for detail, (_, read_before, written_before), (text, read, written) in zip(
@@ -198,7 +199,7 @@ class TransformersCaptioner:
         )
         return text
 
-    def _generate(self, prompts: list[str], images: list[list[Any]] | None) -> list[tuple[str, int, int]]:
+    def _generate(self, prompts: list[str], images: list[list[Any]] | None, most: int) -> list[tuple[str, int, int]]:
         """Greedy answers, and for each the tokens read and written."""
         own = self._processor.tokenizer
         arguments: dict[str, Any] = {"text": prompts, "padding": True, "return_tensors": "pt"}
@@ -215,7 +216,7 @@ class TransformersCaptioner:
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=most,
                 pad_token_id=own.pad_token_id,
             )
         read = inputs["attention_mask"].sum(dim=1).tolist()
@@ -224,21 +225,3 @@ class TransformersCaptioner:
         texts = own.batch_decode([row[:end] for row, end in zip(new, ended, strict=True)], skip_special_tokens=True)
         written = [min(end + 1, len(row)) for row, end in zip(new, ended, strict=True)]
         return list(zip(texts, read, written, strict=True))
-
-
-def _model_folder(model: str) -> Path:
-    folder = Path(model).expanduser()
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{model!r} holds no model (config.json and *.safetensors); give the folder of a downloaded one."
-        )
-    return folder.resolve()
-
-
-def _digest(folder: Path) -> str:
-    """Twelve hex digits over the weights and the configuration."""
-    total = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:12]

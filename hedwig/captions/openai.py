@@ -3,7 +3,8 @@
 Rows of a batch are asked about at the same time, each row's steps one after the other. Every answer is kept the moment
 it arrives, useful or not, so that a killed or failed run pays for nothing again; what happens to be asked twice at
 once carries the same ``Idempotency-Key``. A row that got no answer says why and is tried by the next run; an endpoint
-that will answer nobody (wrong key, no credit, no such model) stops the job. The official client is not used: its
+that will answer nobody (wrong key, no credit, no such model) stops the job, and so does a folder that keeps nothing.
+After a batch job nobody is asked: a live answer costs twice a batch's. The official client is not used: its
 retries and pools cannot promise a rate.
 """
 
@@ -19,8 +20,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from hedwig.answers import AnswerStore, Kept
-from hedwig.captions.dialogue import Dialogue, Pictures, Question, read_completion
+from hedwig.answers import AnswersRefused, AnswerStore, Kept
+from hedwig.captions.dialogue import Dialogue, Pictures, Question, Shown, read_completion, walk
 from hedwig.captions.leaks import LeakFilter, LeakMode
 from hedwig.captions.prompts import PromptName, TokenizerName
 from hedwig.captions.result import CAPTION_COLUMNS, Answer, caption_columns
@@ -51,7 +52,8 @@ class OpenAICaptioner:
         api_key_env: environment variable that holds the key, read here and kept nowhere else; it may be absent where
             the endpoint is this machine.
         prompt: "basic", "verbose" or "two-step" (detailed, then condensed without images).
-        token_budget: longest caption in tokens of `tokenizer`. A longer answer is condensed once, then cut.
+        token_budget: longest caption in tokens of `tokenizer`. A longer answer is condensed once, then cut; None does
+            neither.
         tokenizer: "viclip" or "clip".
         max_frames: frames shown, chosen evenly.
         images: one image per frame, or one contact sheet.
@@ -62,9 +64,10 @@ class OpenAICaptioner:
         timeout_s: longest silence of the endpoint.
         max_attempts: how often one request is made when the endpoint is busy or fails.
         slicing_digest: of the settings that cut the frames.
+        ask: False takes kept answers only; a row without one fails.
 
     Raises:
-        PermissionError: there is no key in the environment.
+        PermissionError: there is no key in the environment, or answers cannot be kept.
         ValueError: an argument is out of its range.
     """
 
@@ -80,7 +83,7 @@ class OpenAICaptioner:
         revision: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         prompt: PromptName = "basic",
-        token_budget: int = 30,
+        token_budget: int | None = 30,
         tokenizer: TokenizerName = "viclip",
         max_frames: int = 8,
         images: Literal["frames", "sheet"] = "frames",
@@ -91,6 +94,7 @@ class OpenAICaptioner:
         timeout_s: float = 60.0,
         max_attempts: int = 6,
         slicing_digest: str = "",
+        ask: bool = True,
     ) -> None:
         self.dialogue = Dialogue(
             model=model, revision=revision, prompt=prompt, token_budget=token_budget, tokenizer=tokenizer,
@@ -102,21 +106,28 @@ class OpenAICaptioner:
         self._politeness = Politeness(
             per_second=per_second, concurrency=concurrency, timeout_s=timeout_s, max_attempts=max_attempts
         )
-        self._base_url, self._api_key_env = base_url, api_key_env
-        open_endpoint(base_url, api_key_env, self._politeness)  # so that a missing key stops the job here
-        self._stopped: EndpointRefused | None = None
+        self._base_url, self._api_key_env, self._ask = base_url, api_key_env, ask
+        if ask:  # what would make answers impossible or lose them stops the job here
+            open_endpoint(base_url, api_key_env, self._politeness)
+            self.store.check()
+        self._stopped: PermissionError | None = None
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Add the columns `CAPTION_COLUMNS` and `failure`, (B,) each.
 
         Raises:
             EndpointRefused: the endpoint will answer nobody; what was answered before is kept.
+            AnswersRefused: a paid answer could not be kept, and no other is asked for.
             ValueError: `frames` is not (B, V, S, S, 3) uint8 with at least one frame.
         """
         frames = np.asarray(batch["frames"])
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
             raise ValueError(f"frames are {frames.shape} {frames.dtype}; expected (B, V, S, S, 3) uint8.")
-        answers = asyncio.run(self._all([str(one) for one in batch["content_hash"]], frames))
+        hashes = [str(one) for one in batch["content_hash"]]
+        if self._ask:
+            answers = asyncio.run(self._all(hashes, frames))
+        else:
+            answers = [self._known(one, frames.shape[1]) for one in hashes]
         columns = caption_columns(
             answers,
             model=self.caption_model,
@@ -125,6 +136,24 @@ class OpenAICaptioner:
             leaks=self._leaks,
         )
         return {**batch, **columns}
+
+    def _known(self, content_hash: str, num_frames: int) -> Answer:
+        """What the kept answers say."""
+        try:
+            walked = walk(self.dialogue, self.store, content_hash, num_frames, lambda: Shown(num_frames, ()))
+        except ValueError as error:
+            return Answer(failure=str(error))
+        spent = [attempt for kept in walked.kept.values() for attempt in kept.spent]
+        tokens = {name: sum(one.get(name, 0) for one in spent) for name in ("prompt_tokens", "completion_tokens")}
+        if walked.said is not None:
+            return Answer(walked.said.text, walked.said.detail, **tokens)
+        step, last = (walked.question.step if walked.question else ""), list(walked.kept.values())[-1]
+        why = f" ({last.trouble})" if last.trouble else ""
+        return Answer(
+            **tokens,
+            failure=f"{step}: there is no kept answer{why}; the next run hands it in again, and captions.source=openai "
+            "asks for it live",
+        )
 
     async def _all(self, hashes: list[str], frames: NDArray[np.uint8]) -> list[Answer]:
         rows = asyncio.Semaphore(self._politeness.concurrency)  # no more pictures are encoded than requests are made
@@ -182,7 +211,7 @@ class OpenAICaptioner:
         """Ask once; the answer goes into the store before anything else can happen."""
         body = await asyncio.to_thread(question.body)
         if self._stopped is not None:
-            raise EndpointRefused(*self._stopped.args)
+            raise type(self._stopped)(*self._stopped.args)
         # A paid answer of no use would be repeated for the same idempotency key.
         headers = {"Idempotency-Key": question.key if num_paid == 0 else f"{question.key}-{num_paid}"}
         try:
@@ -199,10 +228,14 @@ class OpenAICaptioner:
                 again = "the endpoint does not take this request; look at captions.images, detail and model"
             raise _Unanswered(f"{error}; {again}") from None
         completion = read_completion(reply.body)
-        if completion.trouble is None:
-            self.store.put(question.key, completion.answer, completion.spent)
-        else:
-            self.store.put_trouble(question.key, completion.trouble, {**completion.spent, "num_troubles": 1})
+        try:
+            if completion.trouble is None:
+                self.store.put(question.key, completion.answer, completion.spent)
+            else:
+                self.store.put_trouble(question.key, completion.trouble, {**completion.spent, "num_troubles": 1})
+        except AnswersRefused as error:
+            self._stopped = error
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("OpenAICaptioner is built in the worker from its arguments and is not pickled.")

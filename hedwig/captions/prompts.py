@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MOST_TOKENS",
     "PROMPT_VERSION",
     "TOKEN_BUDGETS",
     "Fitted",
@@ -34,15 +35,19 @@ __all__ = [
     "describe",
     "fit",
     "jpeg",
+    "most_tokens",
     "prompt_digest",
     "shown_frames",
+    "wording_digest",
 ]
 
 PromptName = Literal["basic", "verbose", "two-step"]
 TokenizerName = Literal["viclip", "clip"]
 
-PROMPT_VERSION = 1  # raise when a wording or `fit` changes: cached answers of older wordings are then asked anew
+PROMPT_VERSION = 2  # raise when a wording or `fit` changes: cached answers of older wordings are then asked anew
 TOKEN_BUDGETS: dict[str, int] = {"viclip": 30, "clip": 75}  # contexts of 32 and 77, less start and end
+# Of an answer, in the model's own tokens; condensing and shortening: see `most_tokens`.
+MOST_TOKENS: dict[str, int] = {"basic": 160, "verbose": 320, "two-step": 900}
 WORDS_PER_TOKEN = 2 / 3  # English prose in CLIP's byte pairs, commas counted: 30 tokens hold about 20 words
 
 # The form of the paper's Figure 2: "A cemetery located in a rural area, with cloudy weather, an eastward view, no
@@ -74,7 +79,10 @@ _CONDENSE = (
     "a nationality. Answer with the line alone.\n\nCaption: {detailed}"
 )
 
-_SPECIAL = re.compile(r"<think>.*?</think>|<\|[^<>|]*\|>|</?s>|<end_of_utterance>|```\w*", re.DOTALL)
+# A thought without its end was cut off, and one without its begin was begun by the model's chat template.
+_SPECIAL = re.compile(
+    r"\A(?:(?!<think>).)*</think>|<think>.*?(?:</think>|\Z)|<\|[^<>|]*\|>|</?s>|<end_of_utterance>|```\w*", re.DOTALL
+)
 _MARKUP = re.compile(r"\*\*|__|`")
 _ITEM = re.compile(r"^\s*(?:#+|[-*•]|\d{1,2}[.)])\s+")
 _PREAMBLE = re.compile(
@@ -132,24 +140,55 @@ def describe(name: PromptName, num_frames: int, *, sheet: bool = False) -> str:
     return f"{shown} {_ASKED[name]} {_RULES}"
 
 
-def condense(detailed: str, token_budget: int, tokenizer: TokenizerName) -> str:
+def condense(detailed: str, token_budget: int | None, tokenizer: TokenizerName) -> str:
     """The instruction of the second step, text only: keep the clues of `detailed` in fewer words.
+
+    Without a budget it asks for what the tokenizer's context holds, as the paper does.
 
     Raises:
         ValueError: a budget or tokenizer that `fit` would refuse too.
     """
+    budget = _check(token_budget, tokenizer)
+    return _CONDENSE.format(words=max(4, int(budget * WORDS_PER_TOKEN)), detailed=clean(detailed))
+
+
+def most_tokens(
+    prompt: PromptName, token_budget: int | None, tokenizer: TokenizerName, *, reading: bool = False
+) -> int:
+    """The longest answer a model may give, in its own tokens.
+
+    Args:
+        prompt: what is asked about the frames.
+        token_budget: of the caption.
+        tokenizer: whose tokens the budget counts.
+        reading: the question is about a text: to condense or shorten it.
+    """
+    return max(64, 3 * _check(token_budget, tokenizer)) if reading else MOST_TOKENS[prompt]
+
+
+def wording_digest(
+    name: PromptName, token_budget: int | None, tokenizer: TokenizerName, version: int = PROMPT_VERSION
+) -> str:
+    """Twelve hex digits of the sha256 of all that determines what a model is asked, for keys of answers.
+
+    The budget and the tokenizer are in it for "two-step" alone: the others are asked without them and cut afterwards.
+    """
     _check(token_budget, tokenizer)
-    return _CONDENSE.format(words=max(4, int(token_budget * WORDS_PER_TOKEN)), detailed=clean(detailed))
-
-
-def prompt_digest(name: PromptName, token_budget: int, tokenizer: TokenizerName, version: int = PROMPT_VERSION) -> str:
-    """Twelve hex digits of the sha256 of all that determines the wording and the cut, for cache keys."""
-    wording = [describe(name, 1), describe(name, 2), describe(name, 2, sheet=True)]
+    wording = [describe(name, 1), describe(name, 2), describe(name, 2, sheet=True), str(MOST_TOKENS[name])]
     if name == "two-step":
         wording.append(condense("", token_budget, tokenizer))
-    _check(token_budget, tokenizer)
-    told = json.dumps([version, name, token_budget, tokenizer, wording], ensure_ascii=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    return _digest([version, name, wording])
+
+
+def prompt_digest(
+    name: PromptName, token_budget: int | None, tokenizer: TokenizerName, version: int = PROMPT_VERSION
+) -> str:
+    """Twelve hex digits of the sha256 of all that determines the wording and the cut, for fingerprints."""
+    return _digest([wording_digest(name, token_budget, tokenizer, version), token_budget, tokenizer])
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:12]
 
 
 def clean(text: str) -> str:
@@ -172,7 +211,7 @@ def clean(text: str) -> str:
     return joined
 
 
-def fit(text: str, token_budget: int, tokenizer: TokenizerName) -> Fitted:
+def fit(text: str, token_budget: int | None, tokenizer: TokenizerName) -> Fitted:
     """`clean` the text and, where it is too long, cut it at the end of a sentence, else of a clause, else of a word.
 
     A border counts only when it keeps at least half of what would fit; "and", "with" and their like are not left at
@@ -180,7 +219,7 @@ def fit(text: str, token_budget: int, tokenizer: TokenizerName) -> Fitted:
 
     Args:
         text: what the model said.
-        token_budget: most tokens, without start and end.
+        token_budget: most tokens, without start and end; None: the text is cleaned and not cut.
         tokenizer: whose context the budget is measured against: at most 30 for "viclip", 75 for "clip".
 
     Raises:
@@ -191,7 +230,7 @@ def fit(text: str, token_budget: int, tokenizer: TokenizerName) -> Fitted:
 
     text = clean(text)
     total = count_tokens(text)
-    if total <= token_budget:
+    if token_budget is None or total <= token_budget:
         return Fitted(text, total, trimmed=False)
     ends = [match.end() for match in re.finditer(r"\S+", text)]
     kept = bisect_right(ends, token_budget, key=lambda end: count_tokens(text[:end]))
@@ -211,12 +250,17 @@ def fit(text: str, token_budget: int, tokenizer: TokenizerName) -> Fitted:
     return Fitted(cut, count_tokens(cut), trimmed=True)
 
 
-def _check(token_budget: int, tokenizer: str) -> None:
+def _check(token_budget: int | None, tokenizer: str) -> int:
+    """The budget, or what the tokenizer's context holds where there is none."""
     if tokenizer not in TOKEN_BUDGETS:
         raise ValueError(f"There is no tokenizer {tokenizer!r}; use one of {', '.join(TOKEN_BUDGETS)}.")
     most = TOKEN_BUDGETS[tokenizer]
-    if not 1 <= token_budget <= most:
-        raise ValueError(f"token_budget is {token_budget}; {tokenizer} reads 1 to {most} tokens beside start and end.")
+    if token_budget is not None and not 1 <= token_budget <= most:
+        raise ValueError(
+            f"token_budget is {token_budget}; {tokenizer} reads 1 to {most} tokens beside start and end. None cuts "
+            "nothing, and leaves it to the text encoder."
+        )
+    return most if token_budget is None else token_budget
 
 
 def choose_frames(num_frames: int, max_frames: int | None) -> list[int]:

@@ -28,6 +28,7 @@ CAPTION_COLUMNS = (
     "caption_prompt_tokens",
     "caption_completion_tokens",
     "caption_leaks",
+    "caption_trimmed",
 )
 
 
@@ -69,8 +70,8 @@ class Finished:
     failure: str | None
 
 
-def finish(text: str, *, token_budget: int, tokenizer: TokenizerName, leaks: LeakFilter | None) -> Finished:
-    """Clean, mask or look for place names (not at all without `leaks`), and trim."""
+def finish(text: str, *, token_budget: int | None, tokenizer: TokenizerName, leaks: LeakFilter | None) -> Finished:
+    """Clean, mask or look for place names (not at all without `leaks`), and trim unless `token_budget` is None."""
     names: list[str] = []
     if leaks is not None and leaks.mode == "mask":
         text, names = leaks.apply(clean(text))
@@ -86,14 +87,19 @@ def finish(text: str, *, token_budget: int, tokenizer: TokenizerName, leaks: Lea
 
 
 def caption_columns(
-    answers: Sequence[Answer], *, model: str, token_budget: int, tokenizer: TokenizerName, leaks: LeakFilter | None
+    answers: Sequence[Answer],
+    *,
+    model: str,
+    token_budget: int | None,
+    tokenizer: TokenizerName,
+    leaks: LeakFilter | None,
 ) -> dict[str, NDArray[Any]]:
     """The columns `CAPTION_COLUMNS` of B answers, and `failure`.
 
     Returns:
         caption, caption_detail, caption_model, caption_leaks: (B,) object of str, the last one names joined by "; ";
         caption_num_tokens, caption_prompt_tokens, caption_completion_tokens: (B,) int32;
-        failure: (B,) object of None or a reason.
+        caption_trimmed: (B,) bool, whether the end was cut off; failure: (B,) object of None or a reason.
     """
     done = [
         Finished("", 0, trimmed=False, leaks=(), failure=answer.failure)
@@ -109,6 +115,7 @@ def caption_columns(
         "caption_prompt_tokens": np.array([answer.prompt_tokens for answer in answers], np.int32),
         "caption_completion_tokens": np.array([answer.completion_tokens for answer in answers], np.int32),
         "caption_leaks": _objects(["; ".join(one.leaks) for one in done]),
+        "caption_trimmed": np.array([one.trimmed for one in done], np.bool_),
         "failure": _objects([one.failure for one in done]),
     }
 

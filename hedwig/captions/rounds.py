@@ -1,8 +1,9 @@
 """The files of a batch job: shards of requests, an index beside each, and what is known about their batches.
 
 A round is a folder ``round-000`` of ``requests-00000.jsonl`` (the very bytes that are uploaded), ``index-00000.jsonl``
-(per line: custom_id, key, pano_id, content_hash, num_frames), ``written.json``, written last, and ``batches.json``,
-rewritten atomically whenever the endpoint told something. A round without ``written.json`` was never handed in.
+(per line: custom_id, key, pano_id, content_hash, num_frames), ``written.json``, written last (with the digest of what
+is asked, and where), and ``batches.json``, rewritten atomically whenever the endpoint told something. A round without
+``written.json`` was never handed in.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Round:
         written = json.loads((folder / "written.json").read_text())
         self.shards: list[str] = written["shards"]
         self.job: str = written["job"]
+        self.digest: str | None = written.get("dialogue")
+        self.endpoint: str | None = written.get("endpoint")
         self._noted = folder / "batches.json"
         self._states: dict[str, dict[str, Any]] = json.loads(self._noted.read_text()) if self._noted.exists() else {}
 
@@ -56,6 +59,10 @@ class Round:
         with open(self.folder / shard.replace("requests-", "index-"), "rb") as stream:
             yield from map(json.loads, stream)
 
+    def num_requests(self, shard: str) -> int:
+        """How many there are in a shard."""
+        return sum(1 for _ in self.entries(shard))
+
     def lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """Index entry and request line of every request, as a stream."""
         for shard in self.shards:
@@ -69,9 +76,17 @@ class Round:
 
 
 def write_round(
-    folder: Path, requests: Iterator[tuple[dict[str, Any], bytes]], *, max_requests: int, max_bytes: int
+    folder: Path,
+    requests: Iterator[tuple[dict[str, Any], bytes]],
+    *,
+    max_requests: int,
+    max_bytes: int,
+    digest: str | None = None,
+    endpoint: str | None = None,
 ) -> Round | None:
     """Stream requests into shards of at most so many lines and bytes; None where there are none.
+
+    `digest` and `endpoint` are written down with them: of what is asked, and where.
 
     Raises:
         ValueError: one request alone is larger than a shard, or two have the same custom_id.
@@ -107,6 +122,7 @@ def write_round(
     if not shards:
         return None
     written = {"shards": shards, "num_requests": len(names), "job": uuid.uuid4().hex[:12]}
+    written |= {"dialogue": digest, "endpoint": endpoint}
     storage.write_bytes(str(folder / "written.json"), json.dumps(written).encode())
     return Round(folder)
 

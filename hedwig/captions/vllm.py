@@ -7,7 +7,8 @@ model's own chat template: for Qwen3-VL and other models with a native processor
 448 px, 256 tokens in InternVL; at 640 px its dynamic tiling would make five tiles of each.
 
 `trust_remote_code` is never set. The released InternVideo2.5 brings its configuration and tokenizer as Python files, so
-an engine in this process refuses it; serve it apart from here and use the captioner for OpenAI's protocol.
+an engine in this process refuses it; serve it apart from here and use the captioner for OpenAI's protocol. A row that
+the engine fails on carries its error to the end of the flow, where `answer_of` makes a failure of it.
 Neither vLLM nor Ray is imported.
 """
 
@@ -23,7 +24,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hedwig.captions.leaks import LeakFilter
 from hedwig.captions.prompts import (
     PromptName,
     TokenizerName,
@@ -32,17 +32,20 @@ from hedwig.captions.prompts import (
     condense,
     describe,
     jpeg,
+    most_tokens,
     shown_frames,
 )
-from hedwig.captions.result import Answer, caption_columns
+from hedwig.captions.result import Answer
 
 __all__ = [
     "INTERNVL_CHAT",
     "Route",
-    "caption_row",
+    "answer_of",
     "chat_format",
     "condense_request",
     "engine_settings",
+    "joined",
+    "said",
     "vllm_request",
 ]
 
@@ -63,7 +66,7 @@ def vllm_request(
     prompt: PromptName = "basic",
     max_frames: int | None = None,
     frame_px: int = FRAME_PX,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     chat: str = INTERNVL_CHAT,
 ) -> dict[str, Any]:
     """The columns of one row for the engine: a panorama's frames and what is asked about them.
@@ -74,7 +77,7 @@ def vllm_request(
         prompt: kind of caption; "two-step" asks for the detailed text, see `condense_request`.
         max_frames: most frames shown, chosen evenly; None shows all.
         frame_px: frames larger than this are made smaller; keep 448 for InternVL.
-        max_new_tokens: longest answer, in the model's tokens.
+        max_new_tokens: longest answer, in the model's tokens; None: `most_tokens` of the prompt.
         chat: on the "prompt" route the model's chat format with ``{user}`` in it; see `chat_format`.
 
     Returns:
@@ -82,12 +85,13 @@ def vllm_request(
         messages with the frames as JPEG data URLs.
     """
     _check_route(route)
+    most = most_tokens(prompt, None, "clip") if max_new_tokens is None else max_new_tokens
     images = shown_frames(frames, max_frames, frame_px)
     asked = describe(prompt, len(images))
     if route == "prompt":
         labelled = "".join(f"Frame{index + 1}: <image>\n" for index in range(len(images)))
         return {
-            **_text_request(labelled + asked, route, max_new_tokens, chat),
+            **_text_request(labelled + asked, route, most, chat),
             "multimodal_data": {"image": images},
             "mm_processor_kwargs": {"max_dynamic_patch": 1},
         }
@@ -97,20 +101,22 @@ def vllm_request(
         content.append({"type": "text", "text": f"Frame{index + 1}: "})
         content.append({"type": "image_url", "image_url": {"url": url}})
     content.append({"type": "text", "text": "\n" + asked})
-    return {"messages": [{"role": "user", "content": content}], "sampling_params": _sampling(route, max_new_tokens)}
+    return {"messages": [{"role": "user", "content": content}], "sampling_params": _sampling(route, most)}
 
 
 def condense_request(
     detailed: str,
     *,
     route: Route,
-    token_budget: int,
+    token_budget: int | None,
     tokenizer: TokenizerName,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     chat: str = INTERNVL_CHAT,
 ) -> dict[str, Any]:
     """The columns of the second step's row, text only; `detailed` is the first step's ``generated_text``."""
     _check_route(route)
+    if max_new_tokens is None:
+        max_new_tokens = most_tokens("two-step", token_budget, tokenizer, reading=True)
     return _text_request(condense(detailed, token_budget, tokenizer), route, max_new_tokens, chat)
 
 
@@ -166,9 +172,10 @@ def engine_settings(
     *,
     route: Route,
     num_frames: int,
+    prompt: PromptName = "basic",
     max_frames: int | None = None,
     frame_px: int = FRAME_PX,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     revision: str | None = None,
     concurrency: int = 1,
     batch_size: int = 16,
@@ -180,15 +187,16 @@ def engine_settings(
     """Arguments of ``ray.data.llm.vLLMEngineProcessorConfig`` for these requests.
 
     Rows carry their pictures through the flow, so batches are small and a row that fails is returned with its error
-    (`caption_row` reads it) rather than ending the job.
+    (`answer_of` reads it) rather than ending the job.
 
     Args:
         model: folder or repository name of the weights.
         route: as in `vllm_request`.
         num_frames: V, frames of a panorama.
+        prompt: as in `vllm_request`.
         max_frames: as in `vllm_request`; so many pictures the engine makes room for.
         frame_px: as in `vllm_request`.
-        max_new_tokens: the longest answer of any request, of the second step too.
+        max_new_tokens: the longest answer of any request, of the second step too; None: of the prompt.
         revision: commit of a repository.
         concurrency: engines.
         batch_size: rows per batch.
@@ -202,6 +210,9 @@ def engine_settings(
         raise ValueError(f"num_frames is {num_frames} and memory_share {memory_share}; use 1 or more, and (0, 1].")
     pictures = len(choose_frames(num_frames, max_frames))
     per_picture = max(INTERNVL_TOKENS_PER_TILE, math.ceil(frame_px / 28) ** 2) + 16  # and its label
+    if max_new_tokens is None:
+        steps = (False, True) if prompt == "two-step" else (False,)
+        max_new_tokens = max(most_tokens(prompt, None, "clip", reading=reading) for reading in steps)
     # The second step reads the first's answer, so an answer counts twice; 1,024 for the instructions.
     room = pictures * per_picture + 2 * max_new_tokens + 1024
     engine: dict[str, Any] = {
@@ -242,36 +253,33 @@ def engine_settings(
     }
 
 
-def caption_row(
-    row: Mapping[str, Any],
-    *,
-    model: str,
-    token_budget: int,
-    tokenizer: TokenizerName,
-    leaks: LeakFilter | None,
-    first: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The caption columns of one row of the engine, and `failure` (None or a reason).
+def said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine returned of one row, as plain columns: text, detail (empty), prompt_ and completion_tokens."""
+    return {
+        "text": str(row.get("generated_text") or ""),
+        "detail": "",
+        "prompt_tokens": int(row.get("num_input_tokens") or 0),
+        "completion_tokens": int(row.get("num_generated_tokens") or 0),
+    }
 
-    Args:
-        row: what the engine returned: generated_text, num_input_tokens, num_generated_tokens, __inference_error__.
-        model: for `caption_model`.
-        token_budget: most tokens of the caption.
-        tokenizer: whose tokens.
-        leaks: place-name filter, None for none.
-        first: what it returned for the first of two steps; then `row` is the second's.
+
+def joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Both steps' answer: the second's text, the first's as detail, the tokens of both."""
+    tokens = {name: int(before[name]) + int(after[name]) for name in ("prompt_tokens", "completion_tokens")}
+    return {"text": after["text"], "detail": clean(before["text"]), **tokens}
+
+
+def answer_of(row: Mapping[str, Any]) -> Answer:
+    """The answer in a row at the end of the flow.
+
+    A row that failed in the engine comes with ``__inference_error__`` and whatever columns it had, for Ray does not
+    hand it to `said`; where the second step failed, the tokens of the first are among them.
     """
-    steps = [row] if first is None else [first, row]
-    errors = [str(step.get("__inference_error__") or "") for step in steps]
-    answer = Answer(
-        text=str(row.get("generated_text") or ""),
-        detail="" if first is None else clean(str(first.get("generated_text") or "")),
-        prompt_tokens=sum(int(step.get("num_input_tokens") or 0) for step in steps),
-        completion_tokens=sum(int(step.get("num_generated_tokens") or 0) for step in steps),
-        failure=next((f"the model failed: {error[:300]}" for error in errors if error), None),
-    )
-    columns = caption_columns([answer], model=model, token_budget=token_budget, tokenizer=tokenizer, leaks=leaks)
-    return {name: values.tolist()[0] for name, values in columns.items()}
+    read, written = (int(row.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    error = str(row.get("__inference_error__") or "")
+    if error:
+        return Answer("", "", read, written, f"the model failed: {error[:300]}")
+    return Answer(str(row.get("text") or ""), str(row.get("detail") or ""), read, written)
 
 
 def _check_route(route: str) -> None:

@@ -230,8 +230,14 @@ class TrainingConfig(_Section):
     projection_dim: int = Field(default=768, ge=1)
     hidden_dim: int = Field(default=0, ge=0, description="0: one linear projection, as in the paper")
     cosine: bool = Field(default=False, description="cosine logits with a learned scale")
-    loss: Literal["ce", "haversine", "haversine_raw"] = "haversine"
+    loss: Literal["ce", "mse", "haversine", "haversine_raw"] = "haversine"
     tau_km: float = Field(default=75.0, gt=0)
+    hierarchy_weights: tuple[float, ...] = Field(
+        default=(), description="cross entropy of the coarser levels, coarsest first; none: the cells alone"
+    )
+    contrastive_weight: float = Field(default=0.0, ge=0, description="panoramas near each other are to look alike")
+    near_km: float = Field(default=25.0, gt=0)
+    far_km: float = Field(default=200.0, gt=0)
     epochs: int = Field(default=50, ge=1)
     batch_size: int = Field(default=256, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -240,7 +246,10 @@ class TrainingConfig(_Section):
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     patience: int = Field(default=10, ge=1, description="epochs without a better validation loss before stopping")
     num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1, description="go on with fewer workers, down to this many")
+    cpus_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
+    bf16: bool = Field(default=False, description="GPU only")
     seed: int = Field(default=0, ge=0)
 
 

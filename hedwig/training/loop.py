@@ -62,6 +62,8 @@ def run(
     num_workers: int,
     use_gpu: bool,
     datasets: Mapping[str, Any] | None = None,
+    min_workers: int | None = None,
+    cpus_per_worker: int = 1,
 ) -> dict[str, Any]:
     """Run `worker(settings)` on `num_workers` Ray Train workers, and return the state it reported last.
 
@@ -72,8 +74,11 @@ def run(
         scratch: folder or URI of the runs; all workers must reach it.
         run_name: the same name continues a run, another one starts afresh.
         num_workers: DDP processes; 0 trains in this process, without restarts.
-        use_gpu: one GPU per worker, else one CPU.
+        use_gpu: one GPU per worker, else its CPUs.
         datasets: Ray datasets by name, split among the workers.
+        min_workers: start with so many where the cluster has no room for more, and go on with as many as are left
+            when a node is lost; None asks for exactly `num_workers`. Ray looks for room to grow once a minute.
+        cpus_per_worker: CPUs of a worker without a GPU, and its threads.
 
     Raises:
         ValueError: the run was started with other settings or on other data.
@@ -81,6 +86,10 @@ def run(
     """
     if num_workers < 0:
         raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+    if min_workers is not None and not 1 <= min_workers <= num_workers:
+        raise ValueError(f"min_workers must be 1 to num_workers ({num_workers}), got {min_workers}.")
+    if cpus_per_worker < 1:
+        raise ValueError(f"cpus_per_worker must be at least 1, got {cpus_per_worker}.")
     scratch, digest = resolve(scratch), settings_digest(settings)
     earlier = _earlier(join(scratch, run_name)) if num_workers else None
     if earlier is not None and earlier.metrics is not None and earlier.checkpoint is not None:
@@ -98,14 +107,15 @@ def run(
             "settings_digest": digest,
             "checkpoint_folder": local,
             "payload": ray.put(payload) if num_workers else payload,
+            "num_threads": cpus_per_worker if num_workers and not use_gpu else None,
         }
         trainer = TorchTrainer(
             worker,
             train_loop_config={**settings, **internal},
             scaling_config=ScalingConfig(
-                num_workers=num_workers,
+                num_workers=num_workers if min_workers in (None, num_workers) else (min_workers, num_workers),
                 use_gpu=use_gpu,
-                resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
+                resources_per_worker={"GPU": 1} if use_gpu else {"CPU": cpus_per_worker},
             ),
             run_config=RunConfig(
                 storage_path=scratch,

@@ -68,6 +68,7 @@ class Plan:
         cell_lat: (C,) degrees, centres of the cells.
         cell_lon: (C,) degrees.
         num_frames: V, the vectors in a row's image column; 0 if it holds one, and no pool is to read it.
+        parents: for each coarser level in use, the parent (C,) of each cell, below 0 if it has none.
     """
 
     folder: str
@@ -79,17 +80,19 @@ class Plan:
     cell_lat: NDArray[np.float64]
     cell_lon: NDArray[np.float64]
     num_frames: int = 0
+    parents: tuple[NDArray[np.int64], ...] = ()
 
     def count(self, split: str) -> int:
         """Rows of a split."""
         return int(pc.sum(pc.equal(self.rows["split"], split)).as_py() or 0)
 
     def digest(self) -> str:
-        """sha256 over ids, splits, positions and cells."""
+        """sha256 over ids, splits, positions, cells and their parents."""
         digest = hashlib.sha256()
         for name in ("pano_id", "split", "lat", "lon", "cell_id"):
             digest.update("\0".join(map(str, self.rows[name].to_pylist())).encode())
         digest.update(self.cell_lat.tobytes() + self.cell_lon.tobytes())
+        digest.update(b"".join(parent.tobytes() for parent in self.parents))
         return digest.hexdigest()
 
     @property
@@ -138,7 +141,15 @@ def _vectors(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
     return out
 
 
-def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str | None, num_frames: int = 0) -> Plan:
+def make_plan(
+    folder: str,
+    geocells: Any,
+    *,
+    image_column: str,
+    text_column: str | None,
+    num_frames: int = 0,
+    parents: tuple[NDArray[np.int64], ...] = (),
+) -> Plan:
     """Check the embedding table and give every training and validation row its cell.
 
     Args:
@@ -147,6 +158,7 @@ def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str
         image_column: a column of fixed-size float32 lists.
         text_column: likewise; None to leave captions out.
         num_frames: V, where the image column holds so many vectors in a row.
+        parents: for each coarser level in use, (C,).
 
     Raises:
         FileNotFoundError: `folder` holds no table.
@@ -205,6 +217,7 @@ def make_plan(folder: str, geocells: Any, *, image_column: str, text_column: str
         cell_lat=cell_lat,
         cell_lon=cell_lon,
         num_frames=num_frames,
+        parents=parents,
     )
 
 
@@ -240,13 +253,20 @@ class CachedRows:
     def __len__(self) -> int:
         return len(self.lat)
 
+    def to(self, device: torch.device) -> CachedRows:
+        """Move all rows to `device`, so that no step waits for a copy."""
+        self.lat, self.lon, self.cell_ids = (part.to(device) for part in (self.lat, self.lon, self.cell_ids))
+        self.image = self.image.to(device)
+        self.text = None if self.text is None else self.text.to(device)
+        return self
+
     def batches(
         self, batch_size: int, *, num_rows: int, order: torch.Generator | None = None, seed: int = 0
     ) -> Iterator[Batch]:
         """`num_rows` rows in batches; shuffled by `order`, else as in the plan. `seed` is for streamed rows."""
         del seed
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
-        for rows in torch.split(index[:num_rows], batch_size):
+        for rows in torch.split(index[:num_rows].to(self.image.device), batch_size):
             text = None if self.text is None else self.text[rows]
             yield Batch(self.image[rows], text, self.cell_ids[rows], self.lat[rows], self.lon[rows])
 
