@@ -81,6 +81,7 @@ def test_what_a_spent_quota_left_is_told_and_the_rest_is_usable(server, ray_sess
         acquire(PLAN, Acquisition(source="panoramax"), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_points_that_could_not_be_looked_up_are_counted_and_tried_again(ray_session, tmp_path):
     server = FakeImagery(PLACES, faults=lambda number: "500" if broken else None)
     broken = True

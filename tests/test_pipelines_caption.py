@@ -160,7 +160,8 @@ def test_the_batch_api_answers_first_and_the_row_flow_asks_nothing(panoramas, ra
             run_of(panoramas, source="openai-batch", model="m", base_url=endpoint.url, poll_s=0.1, images="sheet")
         )
         assert (sheets.num_out, sheets.num_rejected) == (NUM, 0)
-        assert {words_of(json.loads(line)["body"])[1] for line in endpoint.files["file-1"].splitlines()} == {1}
+        sent = endpoint.files[list(endpoint.batches.values())[-1]["input_file_id"]]
+        assert {words_of(json.loads(line)["body"])[1] for line in sent.splitlines()} == {1}
 
 
 def test_no_captions_read_no_image(panoramas, ray_session):

@@ -32,7 +32,7 @@ from hedwig.captions.openai import OpenAICaptioner
 from hedwig.captions.prompts import prompt_digest
 from hedwig.captions.spending import spending_of
 from hedwig.models.fetched import resolve_weights
-from hedwig.panorama import PanoramaSlicer, Slicing
+from hedwig.panorama import PanoramaSlicer, Slicing, content_hash
 from hedwig.pipelines.chain import Chain, Step
 from hedwig.pipelines.chances import another_chance, put_back_manifest
 from hedwig.pipelines.checks import token_budget_of
@@ -241,7 +241,7 @@ def _hashes(run: Run) -> list[str]:
 
     def hash_of(uri: str | None) -> str | None:
         try:
-            return None if uri is None else hashlib.sha256(read_image(uri)).hexdigest()
+            return None if uri is None else content_hash(read_image(uri))
         except (OSError, ValueError):
             return None  # it could not be read when it was to be captioned either, so nobody was asked
 
