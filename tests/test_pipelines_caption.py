@@ -83,6 +83,7 @@ def test_captions_of_an_endpoint_are_exact_in_text_and_account(panoramas, ray_se
     assert all(text.startswith("gray road") for text in table["caption"].to_pylist())
 
 
+@pytest.mark.slow
 def test_a_row_that_keeps_failing_does_not_make_later_stages_stale(panoramas, ray_session, monkeypatch):
     folder = str(panoramas / "captions")
     with FakeOpenAI(fault=lambda number, body: "400" if number % NUM == 3 else None) as endpoint:
@@ -119,6 +120,7 @@ def _breaks(*arguments):
     raise RuntimeError("no disk")
 
 
+@pytest.mark.slow
 def test_the_account_is_of_these_rows_and_this_prompt_alone(panoramas, ray_session):
     say = "low houses with red roofs, " * 12
     with FakeOpenAI(say=lambda body: say) as endpoint:
@@ -289,6 +291,7 @@ def model_of(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark_step", [0, 1])
 def test_vllm_fills_the_store_and_errors_are_failures(panoramas, ray_session, ray_wrappers, dark_step, monkeypatch):
     model = model_of(panoramas / "tiny")
