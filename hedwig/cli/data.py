@@ -34,7 +34,9 @@ __all__ = ["register"]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-Kind = Literal["csv", "folder", "g3", "global-streetscapes", "kaggle", "osv5m", "webdataset"]
+Kind = Literal[
+    "csv", "folder", "g3", "global-streetscapes", "gws15k", "im2gps3k", "kaggle", "osv5m", "webdataset", "yfcc4k"
+]  # fmt: skip
 _BATCH = 32
 _BEARING_FILE = re.compile(r"(?P<pano>.+)[_/](?P<heading>-?\d+(?:\.\d+)?)\.(?:jpe?g|png|webp)", re.IGNORECASE)
 
@@ -237,6 +239,7 @@ def _rows_of(kind: str, path: str, images: str | None) -> pd.DataFrame:
     from hedwig.sources import read_listing
     from hedwig.sources.datasets import read_g3, read_global_streetscapes, read_kaggle, read_osv5m
     from hedwig.sources.folder import read_folder
+    from hedwig.sources.protocols import read_protocol
     from hedwig.sources.readers import listing_frame
     from hedwig.sources.tars import read_webdataset
 
@@ -246,6 +249,8 @@ def _rows_of(kind: str, path: str, images: str | None) -> pd.DataFrame:
         if images is not None:
             raise typer.BadParameter(f"--images has no meaning for {kind}: the images are at PATH")
         return listing_frame(read_folder(path) if kind == "folder" else read_webdataset(path))
+    if kind in ("gws15k", "im2gps3k", "yfcc4k"):
+        return listing_frame(read_protocol(kind, path, images=images))
     readers: dict[str, Callable[..., pa.Table]] = {
         "g3": read_g3, "global-streetscapes": read_global_streetscapes, "kaggle": read_kaggle, "osv5m": read_osv5m,
     }  # fmt: skip
