@@ -150,6 +150,7 @@ def test_captions_are_as_long_as_the_encoder_reads(settings, budget):
     assert token_budget_of(validate_experiment({"output": "runs/x", **settings}))[0] == budget
 
 
+@pytest.mark.slow
 def test_the_batch_api_answers_first_and_the_row_flow_asks_nothing(panoramas, ray_session):
     with FakeOpenAI() as endpoint:
         endpoint.fault = lambda number, body: "500"  # no live request may succeed

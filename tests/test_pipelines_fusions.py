@@ -215,7 +215,8 @@ def test_a_table_made_before_these_options_is_asked_with_their_defaults(
     check_answers(output, listing)
 
 
-@pytest.mark.parametrize("fusion", [pytest.param("max_sim", marks=pytest.mark.slow), "attention"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["max_sim", "attention"])
 def test_on_ray(fusion: str, tmp_path: Path, listing: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedding and training, where frames travel through Ray; the other stages see what they always see."""
     embedding = "image" if fusion == "max_sim" else "projected"
