@@ -55,12 +55,13 @@ output: {tmp_path}/m
 base:
   data: {{synthetic: {{num: 150, width: 256}}, max_rejected: 0.1, split: {{block_km: 300, test_fraction: 0.3}}}}
   encoder: {{name: viclip-tiny}}
-  geocells: {{min_panoramas: 5, max_panoramas: 30}}
   training: {{projection_dim: 32, epochs: 3}}
   evaluate: {{num_bootstrap: 20}}
 axes:
   Model: {{CLIP: {{encoder: {{name: clip-tiny}}}}, ViCLIP: {{encoder: {{name: viclip-tiny}}}}}}
-  Preset: {{paper-fixed: {{preset: paper-fixed}}, hedwig: {{preset: hedwig}}}}
+  Preset:
+    paper-fixed: {{preset: paper-fixed, geocells: {{num_cells: 8}}}}
+    hedwig: {{preset: hedwig, geocells: {{min_panoramas: 5, max_panoramas: 30}}}}
 """
     path = write(tmp_path, text)
     assert len(load_matrix(path).cells) == 4
