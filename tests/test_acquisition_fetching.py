@@ -10,8 +10,7 @@ import pytest
 from fake_imagery import KEY, TOKEN, FakeImagery
 
 from hedwig.acquisition.fetching import Fetcher, Finder, image_name, image_source
-from hedwig.acquisition.mapillary import box_around
-from hedwig.acquisition.offers import Offer
+from hedwig.acquisition.offers import Offer, box_around
 from hedwig.acquisition.streetview import signature
 from hedwig.answers import AnswerStore
 from hedwig.geo import haversine_km

@@ -251,10 +251,13 @@ class Fetcher(_Asking):
             columns["image_uris"][i], columns["sha256s"][i], columns["num_bytes"][i] = names, digests, size
         return {**batch, **columns, "failure": failure}
 
+    def _key(self, offer: Offer, number: int) -> str:
+        return answer_key("image", self._source.digest, offer.pano_id, number)
+
     async def _image(self, client: _Counting, offer: Offer, number: int) -> tuple[str, int]:
         """SHA-256 and size of one image, fetched unless its file is there."""
         path = storage.join(self._folder, image_name(offer, number, self._source.digest))
-        key = answer_key("image", self._source.digest, offer.pano_id, number)
+        key = self._key(offer, number)
         kept = self._answers.get(key)
         if kept.answer is not None and storage.exists(path):
             return str(kept.answer["sha256"]), int(kept.answer["num_bytes"])
@@ -295,8 +298,7 @@ class Fetcher(_Asking):
     def _note(self, offer: Offer, number: int, trouble: str, attempts: int) -> None:
         """Keep what a failed attempt took; a refusal for want of quota is not billed."""
         if attempts:
-            key = answer_key("image", self._source.digest, offer.pano_id, number)
-            self._answers.put_trouble(key, trouble, {"num_requests": attempts})
+            self._answers.put_trouble(self._key(offer, number), trouble, {"num_requests": attempts})
 
 
 def image_name(offer: Offer, number: int, options: str) -> str:

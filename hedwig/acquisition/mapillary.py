@@ -8,15 +8,14 @@ is given. Image addresses expire, so they are asked for anew at the moment of fe
 from __future__ import annotations
 
 import json
-import math
 import os
 from datetime import UTC, datetime
 from typing import Any
 
-from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json, nearest_first
+from hedwig.acquisition.offers import Asker, Box, Offer, QuotaSpent, ask_json, box_around, nearest_first
 from hedwig.web import Refused
 
-__all__ = ["Mapillary", "box_around"]
+__all__ = ["Mapillary"]
 
 BASE_URL = "https://graph.mapillary.com"
 TOKEN_VARIABLE = "HEDWIG_MAPILLARY_TOKEN"  # noqa: S105
@@ -24,10 +23,7 @@ FIELDS = "id,geometry,computed_geometry,compass_angle,computed_compass_angle,cap
 SIZES = {2048: "thumb_2048_url", 0: "thumb_original_url"}
 PAGE = 2000
 SMALLEST_DEG = 1e-5  # a metre: more panoramas than a page in less are one place
-M_PER_DEG = 111_195.0  # on a sphere of 6371.0088 km
 LIMIT_CODES = frozenset({4, 17, 32, 613})  # of the Graph API: application, user, page and custom limits
-
-Box = tuple[float, float, float, float]
 
 
 class Mapillary:
@@ -108,28 +104,6 @@ class Mapillary:
             if refusal.status != 404:
                 raise
         raise FileNotFoundError(f"{offer.pano_id} has no {field} any more")
-
-
-def box_around(lat: float, lon: float, radius_m: float) -> list[Box]:
-    """(west, south, east, north) around a place in degrees; two boxes where it crosses the 180th meridian.
-
-    Raises:
-        ValueError: the box would be larger than the API takes.
-    """
-    high = radius_m / M_PER_DEG
-    wide = min(high / max(math.cos(math.radians(lat)), 1e-6), 180.0)
-    if 4 * high * wide >= 0.01:
-        raise ValueError(
-            f"A radius of {radius_m:g} m at latitude {lat:.2f} makes a box of {4 * high * wide:.4f} square degrees; "
-            "0.01 is the most. Use a smaller radius and more points."
-        )
-    south, north = max(lat - high, -90.0), min(lat + high, 90.0)
-    west, east = lon - wide, lon + wide
-    if west < -180:
-        return [(west + 360, south, 180.0, north), (-180.0, south, east, north)]
-    if east > 180:
-        return [(west, south, 180.0, north), (-180.0, south, east - 360, north)]
-    return [(west, south, east, north)]
 
 
 def _halves(box: Box) -> list[Box]:

@@ -8,6 +8,7 @@ images are named, and the source knows how to get what it named.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -15,7 +16,10 @@ from typing import Any, Protocol
 from hedwig.geo import haversine_km
 from hedwig.web import Answer
 
-__all__ = ["Asker", "ImageSource", "Offer", "QuotaSpent", "ask_json", "nearest_first"]
+__all__ = ["Asker", "Box", "ImageSource", "Offer", "QuotaSpent", "ask_json", "box_around", "nearest_first"]
+
+M_PER_DEG = 111_195.0  # on a sphere of 6371.0088 km
+Box = tuple[float, float, float, float]
 
 
 class QuotaSpent(OSError):
@@ -119,6 +123,28 @@ async def ask_json(client: Asker, url: str, query: Mapping[str, str] | None = No
     if not isinstance(found, dict):
         raise OSError(f"{client.base_url} answered a {type(found).__name__}, not an object.")
     return found
+
+
+def box_around(lat: float, lon: float, radius_m: float) -> list[Box]:
+    """(west, south, east, north) around a place in degrees; two boxes where it crosses the 180th meridian.
+
+    Raises:
+        ValueError: the box would be larger than the API takes.
+    """
+    high = radius_m / M_PER_DEG
+    wide = min(high / max(math.cos(math.radians(lat)), 1e-6), 180.0)
+    if 4 * high * wide >= 0.01:
+        raise ValueError(
+            f"A radius of {radius_m:g} m at latitude {lat:.2f} makes a box of {4 * high * wide:.4f} square degrees; "
+            "0.01 is the most. Use a smaller radius and more points."
+        )
+    south, north = max(lat - high, -90.0), min(lat + high, 90.0)
+    west, east = lon - wide, lon + wide
+    if west < -180:
+        return [(west + 360, south, 180.0, north), (-180.0, south, east, north)]
+    if east > 180:
+        return [(west, south, 180.0, north), (-180.0, south, east - 360, north)]
+    return [(west, south, east, north)]
 
 
 def nearest_first(offers: Iterable[Offer], lat: float, lon: float, radius_m: float) -> list[Offer]:

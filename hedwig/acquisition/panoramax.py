@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hedwig.acquisition.mapillary import box_around
-from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json, nearest_first
+from hedwig.acquisition.offers import Asker, Offer, QuotaSpent, ask_json, box_around, nearest_first
 from hedwig.web import Refused
 
 __all__ = ["Panoramax"]

@@ -32,16 +32,16 @@ from hedwig.captions.openai import OpenAICaptioner
 from hedwig.captions.prompts import prompt_digest
 from hedwig.captions.spending import spending_of
 from hedwig.models.fetched import resolve_weights
-from hedwig.panorama import PanoramaSlicer, Slicing, content_hash
+from hedwig.panorama import Slicing, content_hash
 from hedwig.pipelines.chain import Chain, Step
 from hedwig.pipelines.chances import another_chance, put_back_manifest
 from hedwig.pipelines.checks import token_budget_of
 from hedwig.pipelines.cluster import configure_data
-from hedwig.pipelines.encode import rows_stage, slicing_of
+from hedwig.pipelines.encode import cutting_steps, rows_stage, slicing_of
 from hedwig.pipelines.rows import RowsTask, map_rows
 from hedwig.pipelines.run import Run
 from hedwig.schema import captions_schema
-from hedwig.sources import ImageReader, read_image
+from hedwig.sources import read_image
 
 __all__ = ["NoCaptions", "captions", "frames_to_show"]
 
@@ -74,19 +74,12 @@ def captions(run: Run) -> Manifest:
         config: dict[str, Any] = {"captions": {"source": "none"}}
         return rows_stage(run, "caption", "captions", "panoramas", [Step(NoCaptions)], captions_schema(), config)
     if section.source == "template":
-        slicing = asdict(slicing_of(run, run.experiment.encoder))
-        steps = [*_cut(run, Slicing(**slicing)), Step(TemplateCaptioner, captioner_options(slicing))]
-        config = {"captions": {"source": "template"}, "slicing": slicing}
+        slicing = slicing_of(run, run.experiment.encoder)
+        cut = asdict(slicing)
+        steps = [*cutting_steps(run, slicing), Step(TemplateCaptioner, captioner_options(cut))]
+        config = {"captions": {"source": "template"}, "slicing": cut}
         return rows_stage(run, "caption", "captions", "panoramas", steps, captions_schema(), config)
     return _asked(run)
-
-
-def _cut(run: Run, slicing: Slicing) -> list[Step]:
-    threads = run.experiment.embed.num_threads
-    return [
-        Step(ImageReader, {"num_threads": max(4, threads)}),
-        Step(PanoramaSlicer, {"slicing": slicing, "num_threads": threads}),
-    ]
 
 
 def frames_to_show(run: Run) -> Slicing:
@@ -171,7 +164,7 @@ def _by_vllm(run: Run, kept: dict[str, Any], folder: str, config: dict[str, Any]
     def fill() -> None:
         from hedwig.pipelines.vllm import fill_by_vllm
 
-        fill_by_vllm(run, _cut(run, frames_to_show(run)), kept, model=folder)
+        fill_by_vllm(run, cutting_steps(run, frames_to_show(run)), kept, model=folder)
 
     def answers_about(content_hash: str) -> dict[str, Kept]:
         key = captioner.key(content_hash)
@@ -196,7 +189,7 @@ def _asked(run: Run) -> Manifest:
         kind="captions",
         source=run.folder("panoramas"),
         folder=run.folder("caption"),
-        steps=[*_cut(run, frames_to_show(run)), plan.step],
+        steps=[*cutting_steps(run, frames_to_show(run)), plan.step],
         schema=captions_schema(asked=True),
         config=config,
         inputs=plan.inputs,
@@ -312,7 +305,7 @@ def _fill_by_batch(run: Run, slicing: Slicing, endpoint: dict[str, Any]) -> None
     ).map_batches(
         _Pictures,
         fn_constructor_kwargs={
-            "steps": _cut(run, slicing),
+            "steps": cutting_steps(run, slicing),
             "max_frames": endpoint["max_frames"],
             "images": endpoint["images"],
         },

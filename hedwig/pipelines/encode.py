@@ -31,11 +31,11 @@ from hedwig.pipelines.chain import Chain, Step, columns_to_batch
 from hedwig.pipelines.checks import keeps_frames, sizes_of, weights_of
 from hedwig.pipelines.rows import RowsTask, map_rows
 from hedwig.pipelines.run import Run
-from hedwig.schema import embeddings_schema
+from hedwig.schema import embeddings_schema, vector_field
 from hedwig.sources import ImageReader
 from hedwig.training.frames import frames_schema
 
-__all__ = ["baseline", "embeddings", "frames", "rows_stage", "slicing_of", "trains_baseline"]
+__all__ = ["baseline", "cutting_steps", "embeddings", "frames", "rows_stage", "slicing_of", "trains_baseline"]
 
 logger = logging.getLogger(__name__)
 Manifest = storage.Manifest
@@ -47,16 +47,13 @@ def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
     return Slicing(**run.experiment.slicing.model_dump(), frame_px=sizes_of(encoder).frame_px)
 
 
-def _slicing_steps(run: Run, encoder: EncoderConfig) -> list[Step]:
-    pool = run.experiment.embed
+def cutting_steps(run: Run, slicing: Slicing) -> list[Step]:
+    """Read the images and cut their frames, with the threads of the embedding pool."""
+    threads = run.experiment.embed.num_threads
     return [
-        Step(ImageReader, {"num_threads": max(4, pool.num_threads)}),
-        Step(PanoramaSlicer, {"slicing": slicing_of(run, encoder), "num_threads": pool.num_threads}),
+        Step(ImageReader, {"num_threads": max(4, threads)}),
+        Step(PanoramaSlicer, {"slicing": slicing, "num_threads": threads}),
     ]
-
-
-def _slicing_config(run: Run, encoder: EncoderConfig) -> dict[str, Any]:
-    return asdict(slicing_of(run, encoder))
 
 
 def rows_stage(
@@ -94,8 +91,8 @@ def frames(run: Run) -> Manifest:
     x = run.experiment
     slicing = slicing_of(run, x.encoder)
     schema = frames_schema(slicing.num_frames, slicing.frame_px)
-    config = {"slicing": _slicing_config(run, x.encoder)}
-    steps = _slicing_steps(run, x.encoder)
+    config = {"slicing": asdict(slicing)}
+    steps = cutting_steps(run, slicing)
     return rows_stage(run, "frames", "frames", "caption", steps, schema, config, keep=("train", "val"))
 
 
@@ -142,7 +139,7 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
         **options,
     }
     frames_kept = slicing.num_frames if keeps_frames(encoder.fusion) else 0
-    steps = [*_slicing_steps(run, encoder), Step(FrameEmbedder if frames_kept else Embedder, arguments)]
+    steps = [*cutting_steps(run, slicing), Step(FrameEmbedder if frames_kept else Embedder, arguments)]
     schema = embeddings_schema(spec.image_dim, spec.text_dim, frames_kept)
 
     def details() -> dict[str, Any]:
@@ -175,7 +172,7 @@ def _half_size_drift(run: Run, encoder: EncoderConfig, arguments: Mapping[str, A
     for half_size in (True, False):
         slicing = replace(slicing_of(run, encoder), half_size=half_size)
         steps = [Step(ImageReader), Step(PanoramaSlicer, {"slicing": slicing}), Step(Embedder, arguments)]
-        done = Chain(steps, pa.schema([("image_embedding", pa.list_(pa.float32(), sizes_of(encoder).image_dim))]))
+        done = Chain(steps, pa.schema([vector_field("image_embedding", sizes_of(encoder).image_dim)]))
         vectors.append(columns_to_batch(done(table).filter(pc.is_null(pc.field("failure"))), ["image_embedding"]))
     cosines = (vectors[0]["image_embedding"] * vectors[1]["image_embedding"]).sum(axis=1)
     if len(cosines) == 0:
