@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 # Workers import torch once per process; more OpenMP threads than cores only make them wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test s3-test check format bench clean
 
 setup: .venv/.installed
 
@@ -35,6 +35,10 @@ check: setup
 
 test: check
 	$(BIN)/pytest
+
+# Against a real object store: set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; skipped without.
+s3-test: setup
+	$(BIN)/pytest -m s3 tests/test_s3.py
 
 bench: setup
 	$(BIN)/python -m hedwig.benchmark

@@ -22,16 +22,19 @@ __all__ = [
     "REJECTED",
     "SCHEMA_VERSION",
     "SPLITS",
+    "VECTOR_DTYPES",
     "SchemaError",
     "captions_schema",
     "check_columns",
     "embeddings_schema",
     "suggestion",
+    "vector_field",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 3: vectors are fixed-size binary; 2: lists
 SPLITS = ("train", "val", "test", "buffer", "query")
 PROJECTIONS = ("equirectangular", "perspective", "frame strip", "bearings")
+VECTOR_DTYPES = {"float16": 2, "float32": 4}  # bytes of one component
 
 
 class SchemaError(ValueError):
@@ -106,12 +109,20 @@ def captions_schema(*, asked: bool = False) -> pa.Schema:
     return schema
 
 
+def vector_field(name: str, dim: int, dtype: str = "float32") -> pa.Field:
+    """A column of vectors of D = `dim` components: their bytes, and in the field's metadata how to read them.
+
+    What is in such a column is written and read by `hedwig.vectors`.
+    """
+    return pa.field(name, pa.binary(VECTOR_DTYPES[dtype] * dim), metadata={"dtype": dtype, "dim": str(dim)})
+
+
 def embeddings_schema(image_dim: int, text_dim: int, num_frames: int = 0) -> pa.Schema:
-    """The caption columns, the content hash, and one unit-norm float32 list of fixed size per modality.
+    """The caption columns, the content hash, and one unit-norm float32 vector per modality (`vector_field`).
 
     ``caption_truncated`` says whether the text encoder saw less than the whole caption. ``image_embedding`` is the
-    panorama's one vector, whatever the fusion. With `num_frames` there is also ``frame_embeddings``, a list of
-    V x D float32: the unit vectors of the V frames one after the other (row-major), for the fusions that put off the
+    panorama's one vector, whatever the fusion. With `num_frames` there is also ``frame_embeddings``, V x D
+    float32: the unit vectors of the V frames one after the other (row-major), for the fusions that put off the
     choice between frames (max_sim, attention).
 
     Args:
@@ -121,10 +132,10 @@ def embeddings_schema(image_dim: int, text_dim: int, num_frames: int = 0) -> pa.
     """
     schema = captions_schema().append(pa.field("content_hash", pa.string()))
     schema = schema.append(pa.field("caption_truncated", pa.bool_()))
-    schema = schema.append(pa.field("image_embedding", pa.list_(pa.float32(), image_dim)))
-    schema = schema.append(pa.field("text_embedding", pa.list_(pa.float32(), text_dim)))
+    schema = schema.append(vector_field("image_embedding", image_dim))
+    schema = schema.append(vector_field("text_embedding", text_dim))
     if num_frames:
-        schema = schema.append(pa.field("frame_embeddings", pa.list_(pa.float32(), num_frames * image_dim)))
+        schema = schema.append(vector_field("frame_embeddings", num_frames * image_dim))
     return schema
 
 

@@ -2,8 +2,8 @@
 
 A folder without a manifest is unfinished work and never read as a result. The manifest carries a *fingerprint* (what
 was asked: kind, settings, inputs) and the digests of its files (what came out): a stage whose fingerprint is already
-there has nothing to do. Tables go through pyarrow filesystems, single images through smart_open; credentials come from
-the standard chains of both and are never read or stored here. Files are written under a temporary name and renamed,
+there has nothing to do. Tables go through pyarrow filesystems, single images through boto3 or smart_open; credentials
+come from the standard chains and are never read or stored here. Files are written under a temporary name and renamed,
 so that no reader ever sees half of one.
 """
 
@@ -22,13 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from hedwig.faults import read_s3, remote_filesystem, retried
 from hedwig.schema import SCHEMA_VERSION
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "read_table",
     "resolve",
     "write_bytes",
+    "write_parquet",
     "write_table",
     "writing",
 ]
@@ -113,23 +115,25 @@ def filesystem(path: str) -> tuple[Any, str]:
     that answers 411 needs ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required``.
     """
     if is_remote(path):
-        fs, inner = pa.fs.FileSystem.from_uri(path)
-        return fs, str(inner)
+        return remote_filesystem(path)
     return pa.fs.LocalFileSystem(), resolve(path)
 
 
+@retried
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, inner = filesystem(path)
     return bool(fs.get_file_info(inner).type != pa.fs.FileType.NotFound)
 
 
+@retried
 def is_folder(path: str) -> bool:
     """Whether `path` is a folder (on object storage: a prefix of something)."""
     fs, inner = filesystem(path)
     return bool(fs.get_file_info(inner).type == pa.fs.FileType.Directory)
 
 
+@retried
 def list_files(folder: str, *, suffix: str = "", recursive: bool = False) -> list[str]:
     """Sorted full paths of the visible files in `folder` that end with `suffix`; none where there is no folder."""
     fs, inner = filesystem(folder)
@@ -139,6 +143,7 @@ def list_files(folder: str, *, suffix: str = "", recursive: bool = False) -> lis
     return [join(folder, n) for n in sorted(visible)]
 
 
+@retried
 def read_bytes(uri: str) -> bytes:
     """The bytes at a local path, ``s3://`` or ``gs://`` address.
 
@@ -151,32 +156,43 @@ def read_bytes(uri: str) -> bytes:
             return Path(resolve(uri)).read_bytes()
         except (IsADirectoryError, NotADirectoryError, FileNotFoundError) as error:
             raise FileNotFoundError(f"no image file at {uri}") from error
+    if uri.startswith("s3://"):
+        return read_s3(uri)
     import smart_open
 
     try:
         with smart_open.open(uri, "rb") as stream:
             return bytes(stream.read())
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot read {uri}: {error}") from error
+    except Exception as error:  # botocore's and urllib3's are neither OSError nor ValueError
+        raise OSError(f"cannot read {uri}: {type(error).__name__}: {error}") from error
 
 
-def write_bytes(path: str, data: bytes) -> None:
+@retried
+def write_bytes(path: str, data: bytes | pa.Buffer) -> None:
     """Write a whole file atomically: a reader sees the old content or the new, never half."""
     if is_remote(path):
         fs, inner = filesystem(path)
         with fs.open_output_stream(inner) as stream:  # an object appears only when its upload completes
             stream.write(data)
         return
+    with _replacing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """A stream whose content becomes the local file `path` when the block ends without an error."""
     target = Path(resolve(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     with open(temporary, "wb") as stream:
-        stream.write(data)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, target)
 
 
+@retried
 def delete(path: str) -> None:
     """Remove a file, or a folder with all it holds; nothing there is no error."""
     fs, inner = filesystem(path)
@@ -198,6 +214,7 @@ def clone(source: str, target: str) -> None:
     copy_file(join(source, MANIFEST), join(target, MANIFEST))
 
 
+@retried
 def copy_file(source: str, target: str) -> None:
     """Copy one file; on one local disk as a hard link."""
     if not is_remote(source) and not is_remote(target):
@@ -212,6 +229,7 @@ def copy_file(source: str, target: str) -> None:
     pa.fs.copy_files(inner, place, source_filesystem=fs, destination_filesystem=other)
 
 
+@retried
 def read_table(folder: str, columns: Sequence[str] | None = None, *, prefix: str = "part-") -> pa.Table:
     """All rows of the Parquet files ``{prefix}*.parquet`` directly in `folder`, sorted by pano_id when it is read.
 
@@ -228,13 +246,23 @@ def read_table(folder: str, columns: Sequence[str] | None = None, *, prefix: str
 
 
 def write_table(path: str, table: pa.Table) -> None:
-    """Write one Parquet file atomically. Vectors are stored plain: dictionaries cost 4x the time and save nothing."""
-    sink = pa.BufferOutputStream()
-    vectors = (pa.types.is_floating, pa.types.is_fixed_size_list, pa.types.is_fixed_size_binary)
-    plain = {f.name for f in table.schema if any(check(f.type) for check in vectors)}
+    """Write one Parquet file atomically, in the form of `write_parquet`."""
+    if is_remote(path):
+        sink = pa.BufferOutputStream()
+        write_parquet(table, sink)
+        write_bytes(path, sink.getvalue())
+    else:
+        with _replacing(path) as stream:
+            write_parquet(table, stream)
+
+
+def write_parquet(table: pa.Table, sink: Any) -> None:
+    """Encode a Parquet file into a stream. Vectors are stored plain: dictionaries cost 4x the time, save nothing."""
+    plain = {f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_fixed_size_binary(f.type)}
     packing = {name: "NONE" if name in plain else "SNAPPY" for name in table.column_names}
-    pq.write_table(table, sink, compression=packing, use_dictionary=[n for n in table.column_names if n not in plain])
-    write_bytes(path, sink.getvalue().to_pybytes())
+    packed = [name for name in table.column_names if name not in plain]
+    numbers = [f.name for f in table.schema if not pa.types.is_fixed_size_binary(f.type)]  # bytes have no useful least
+    pq.write_table(table, sink, compression=packing, use_dictionary=packed, write_statistics=numbers)
 
 
 def fingerprint(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -276,16 +304,18 @@ def _versions() -> dict[str, str]:
 
 def _digests(folder: str, skip: Sequence[str]) -> dict[str, str]:
     base = len(folder.rstrip("/")) + 1
-    digests = {}
-    for path in list_files(folder, recursive=True):
-        if os.path.basename(path) != MANIFEST and not path[base:].startswith(tuple(skip)):
-            digest = hashlib.sha256()
-            fs, inner = filesystem(path)
-            with fs.open_input_stream(inner) as stream:
-                while chunk := stream.read(1 << 22):
-                    digest.update(chunk)
-            digests[path[base:]] = digest.hexdigest()
-    return digests
+    listed = [path for path in list_files(folder, recursive=True) if os.path.basename(path) != MANIFEST]
+    return {path[base:]: _sha256(path) for path in listed if not path[base:].startswith(tuple(skip))}
+
+
+@retried
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    fs, inner = filesystem(path)
+    with fs.open_input_stream(inner) as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def publish(

@@ -9,6 +9,7 @@ import torch
 from hedwig import storage
 from hedwig.benchmark.train import bare_epoch, measure_training, synthetic_table
 from hedwig.training import train_geolocator
+from hedwig.vectors import read_vectors
 
 
 def test_figures_fit_together():
@@ -35,8 +36,8 @@ def test_the_table_holds_what_the_bare_loop_reads(tmp_path):
     table = storage.read_table(str(tmp_path / "embeddings"))
     order = np.argsort(table["pano_id"].to_pylist())
     for name, values in (("image", rows.image), ("text", rows.text)):
-        got = np.stack(table[f"{name}_embedding"].to_pylist())[order]
-        np.testing.assert_array_equal(got.astype(np.float32), values.numpy())
+        got = read_vectors(table, f"{name}_embedding")[order]
+        np.testing.assert_array_equal(got, values.numpy())
         assert torch.allclose(values.norm(dim=1), torch.ones(300))
     assert cells.assign(rows.lat, rows.lon).tolist() == rows.cell_ids.tolist()
     assert len(np.unique(rows.cell_ids)) == 5

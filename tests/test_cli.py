@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from hedwig import storage
+from hedwig.vectors import read_vectors
 
 
 def hedwig(*arguments, cwd=None):
@@ -100,7 +101,7 @@ def test_embed_a_listing_accounts_for_every_row_and_resumes(images, tmp_path):
     assert (manifest["num_in"], manifest["num_out"], manifest["num_rejected"]) == (9, 5, 4)
     table = storage.read_table(str(out))
     assert table["pano_id"].to_pylist() == [f"p{i}" for i in range(5)]
-    vectors = np.array(table["image_embedding"].to_pylist())
+    vectors = read_vectors(table, "image_embedding")
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     rejected = storage.read_table(str(out / "rejected"))
     reasons = dict(zip(rejected["pano_id"].to_pylist(), rejected["reason"].to_pylist(), strict=True))

@@ -153,3 +153,16 @@ def test_runs_that_are_called_alike_go_by_their_paths_and_unfinished_ones_are_na
     done = hedwig("compare", first, second)
     assert done.exit_code == 2
     assert "has no finished predictions/" in done.stderr
+
+
+def test_expected_error_of_a_rectangle_and_of_places(tmp_path: Path) -> None:
+    found = json.loads(hedwig("expected-error", "--rectangle", "4500x2500", "--pairs", 200_000, "--json").stdout)
+    assert abs(found["mean_km"] - 1863.7) < 4 * found["standard_error_km"]
+    pd.DataFrame({"lat": [0.0, 0.0], "lon": [0.0, 90.0]}).to_csv(tmp_path / "points.csv", index=False)
+    done = hedwig("expected-error", tmp_path / "points.csv", "--pairs", 10)
+    assert "mean 10,007.6 km, standard error 0.00 km" in done.stdout
+    pd.DataFrame({"lat": [0.0], "lon": [45.0]}).to_csv(tmp_path / "asked.csv", index=False)
+    asked = hedwig("expected-error", tmp_path / "points.csv", "--queries", tmp_path / "asked.csv", "--json")
+    assert json.loads(asked.stdout)["mean_km"] == pytest.approx(5003.8, abs=0.1)
+    for wrong in ([], ["--rectangle", "4500"], [tmp_path / "points.csv", "--rectangle", "1x2"]):
+        assert hedwig("expected-error", *wrong).exit_code == 2

@@ -43,6 +43,8 @@ def test_combinations_in_order_with_their_settings(tmp_path):
     [
         (("base:", "bse:"), "unknown key 'bse'"),
         (("exclude: [{Model: CLIP, Seed: b}]", "exclude: [{Model: clip}]"), "Model=clip, which no axis has"),
+        (("Seed: b}]", "Seed: [b, c]}]"), "Seed=c, which no axis has"),
+        (("Seed: b}]", "Seed: []}]"), "exclude names no label of Seed"),
         (("{seed: 2}", "{sed: 2}"), "training.sed"),
         (("Seed: {a:", "Seed: {A: {}, a:"), "the same folder"),
         (("axes:", "tables: [2]\naxes:"), "no table 2"),
@@ -51,3 +53,10 @@ def test_combinations_in_order_with_their_settings(tmp_path):
 def test_errors_name_the_place(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         load_matrix(write(tmp_path, TEXT.replace(*change)))
+
+
+def test_a_list_of_labels_leaves_out_every_combination_of_them(tmp_path):
+    seeds = "Seed: {a: {training: {seed: 1}}, b: {training: {seed: 2}}, 3: {training: {seed: 3}}}"
+    text = TEXT.replace("Seed: {a: {training: {seed: 1}}, b: {training: {seed: 2}}}", seeds)
+    text = text.replace("{Model: CLIP, Seed: b}", "{Model: [CLIP, Vi CLIP!], Seed: [b, 3]}, {Model: [CLIP]}")
+    assert [cell.labels for cell in load_matrix(write(tmp_path, text)).cells] == [{"Model": "Vi CLIP!", "Seed": "a"}]

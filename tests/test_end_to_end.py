@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hedwig import storage
+from hedwig.vectors import read_vectors
 
 NUM = 160
 TINY = f"""
@@ -132,7 +133,7 @@ def test_embeddings_are_unit_vectors(finished):
     run, _, _, _ = finished
     table = storage.read_table(str(run / "embeddings"), ["image_embedding", "text_embedding"])
     for name in table.column_names:
-        vectors = np.array(table[name].to_pylist())
+        vectors = read_vectors(table, name)
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 

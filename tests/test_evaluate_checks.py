@@ -103,7 +103,7 @@ def test_building_an_index_of_slipped_rows_is_refused(tmp_path: Path, monkeypatc
     def build(target: Path) -> dict[str, Any]:
         target.mkdir()
         return build_index(
-            rows, cells, tmp_path / "head", target, embedding="image", storage="fp32", retrieve={"num_cells": 3}
+            rows, cells, tmp_path / "head", target, embedding="image", codec="fp32", retrieve={"num_cells": 3}
         )
 
     def slipped(vectors: Any, members: Any, names: Any, lat: Any, lon: Any, **other: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hedwig.geo import unit_vectors
-from hedwig.geocells.kmeans import spherical_kmeans
+from hedwig.geocells.kmeans import _exchange, _nested_halves, spherical_kmeans
 
 
 def clustered(n=600, seed=0):
@@ -84,3 +84,39 @@ def test_refuses_bounds_that_cannot_hold():
         spherical_kmeans(vectors * 2, 4, 1, 100)
     with pytest.raises(ValueError, match="num_cells >= 1"):
         spherical_kmeans(vectors, 4, 30, 20)
+
+
+@pytest.mark.parametrize(("low", "high"), [(18, 22), (15, 30)])
+def test_tight_bounds_on_crowded_points_beat_equal_parts(low, high):
+    """Most points in a few towns: nearest centres are far from the bounds, so cells start from nested halves."""
+    rng = np.random.default_rng(0)
+    lat = np.concatenate([rng.normal(40, 0.05, 1500), rng.uniform(-50, 60, 500)])
+    lon = np.concatenate([rng.normal(10, 0.05, 1500), rng.uniform(-170, 170, 500)])
+    vectors = unit_vectors(lat, lon)
+    labels = spherical_kmeans(vectors, 100, low, high)
+    sizes = np.bincount(labels, minlength=100)
+    assert low <= sizes.min() <= sizes.max() <= high
+    equal = _nested_halves(vectors, np.ones(2000, dtype=np.int64), 100, 20, 20)
+    assert set(np.bincount(equal)) == {20}
+    assert mean_cost(vectors, labels)[0] < 0.9 * mean_cost(vectors, equal)[0]
+
+
+def test_an_exchange_lowers_the_cost_and_keeps_the_bounds():
+    vectors, weights = clustered(), np.ones(600, dtype=np.int64)
+    labels = np.random.default_rng(0).permutation(np.arange(600) % 20)
+    costs = [mean_cost(vectors, labels)[0]]
+    for _ in range(4):
+        assert _exchange(vectors, weights, labels, mean_cost(vectors, labels)[1], 28, 32) > 0
+        costs.append(mean_cost(vectors, labels)[0])
+        assert 28 <= np.bincount(labels).min() <= np.bincount(labels).max() <= 32
+    assert (np.diff(costs) < 0).all()
+    assert costs[-1] < 0.7 * costs[0]
+
+
+def test_places_of_several_members_exchange_only_with_their_like():
+    vectors = clustered()
+    weights = np.random.default_rng(1).integers(1, 4, 600)
+    labels = spherical_kmeans(vectors, 20, 40, 80, counts=weights)
+    sizes = np.bincount(labels, weights=weights, minlength=20)
+    assert sizes.min() >= 40
+    assert sizes.max() <= 80

@@ -14,6 +14,7 @@ from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.pipelines.chain import Chain, Step
 from hedwig.schema import PANORAMAS, embeddings_schema
 from hedwig.sources import ImageReader
+from hedwig.vectors import read_vectors
 
 XMP = b'http://ns.adobe.com/xap/1.0/\x00<x:xmpmeta xmlns:x="adobe:ns:meta/"><r GPSLatitude="48.1"/></x:xmpmeta>'
 
@@ -70,7 +71,7 @@ def test_the_files_differ_and_the_embeddings_do_not(table):
     out, _, rows = table
     assert len({Path(row["image_uri"]).read_bytes() for row in rows}) == 4
     for name in ("image_embedding", "text_embedding"):
-        vectors = np.array(out[name].to_pylist(), dtype=np.float32)
+        vectors = read_vectors(out, name)
         assert np.array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape)), name
     assert len(set(out["caption"].to_pylist())) == 1
 

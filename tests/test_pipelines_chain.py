@@ -3,7 +3,8 @@ import pyarrow as pa
 import pytest
 
 from hedwig.pipelines.chain import Chain, Step, check_chain, columns_to_batch
-from hedwig.schema import SchemaError
+from hedwig.schema import SchemaError, vector_field
+from hedwig.vectors import read_lists, vector_array
 
 
 class Double:
@@ -31,7 +32,7 @@ class Vector:
         return {**batch, "v": np.stack([batch["y"], -batch["y"]], axis=1).astype(np.float32), "failure": failure}
 
 
-SCHEMA = pa.schema([("pano_id", pa.string()), ("y", pa.float64()), ("v", pa.list_(pa.float32(), 2))])
+SCHEMA = pa.schema([("pano_id", pa.string()), ("y", pa.float64()), vector_field("v", 2)])
 
 
 def table(*values):
@@ -49,7 +50,7 @@ def test_one_row_in_is_one_row_out_with_its_reason():
         "too large: 18",
         "Double failed: ValueError: negative: -1",
     ]
-    assert out["v"].to_pylist() == [[2, -2], None, [4, -4], None, None]
+    assert read_lists(out, "v").to_pylist() == [[2, -2], None, [4, -4], None, None]
     assert out["y"].to_pylist() == [2, None, 4, None, None]
 
 
@@ -90,15 +91,18 @@ def test_the_chain_is_checked_before_it_runs():
 
 
 def test_columns_become_arrays_with_nan_and_none():
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)
-    source = pa.table(
-        {
-            "f": pa.array([1.0, None, 3.0]),
-            "s": pa.array(["a", None, "c"]),
-            "l": pa.array([[1, 2], None, [3, 4]]),
-            "v": vectors,
-        }
-    ).slice(1)
+    field = vector_field("v", 2)
+    source = (
+        pa.table(
+            {
+                "f": pa.array([1.0, None, 3.0]),
+                "s": pa.array(["a", None, "c"]),
+                "l": pa.array([[1, 2], None, [3, 4]]),
+            }
+        )
+        .append_column(field, vector_array(np.arange(6, dtype=np.float32).reshape(3, 2), field))
+        .slice(1)
+    )
     batch = columns_to_batch(source, ["f", "s", "l", "v"])
     assert np.isnan(batch["f"][0])
     assert batch["s"].tolist() == [None, "c"]

@@ -22,7 +22,9 @@ from hedwig.pipelines import rows, stages
 from hedwig.pipelines.chain import Chain
 from hedwig.pipelines.report import report
 from hedwig.pipelines.run import Run
+from hedwig.pipelines.staged import Staged, part_files
 from hedwig.retrieve import Hedwig, load_retriever
+from hedwig.vectors import read_vectors, vector_form
 
 NUM = 30
 STAGES = ("panoramas", "caption", "embed", "geocells", "train", "index", "predict")
@@ -46,17 +48,19 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stages run in this process, without Ray."""
 
-    def in_process(task: rows.RowsTask, num_rows: int) -> None:
-        for i, path in enumerate(rows._parts(task.source)):
+    def in_process(task: rows.RowsTask, ids: set[str], done: set[str], staged: Staged, progress: Any) -> dict[str, Any]:
+        assert not done
+        for i, path in enumerate(part_files(task.source)):
             table = pq.read_table(path)
             table = table if task.keep is None else rows._Keep(tuple(task.keep))(table)
-            done = Chain(task.steps, task.schema)(table)
+            chained = Chain(task.steps, task.schema)(table)
             # As Ray names it: no two writes share a name, and names are in no order.
             name = f"{uuid4().hex[:22]}_{uuid4().hex}_{i:06}-0.parquet"
-            storage.write_table(storage.join(task.folder, rows.STAGING, name), done)
+            storage.write_table(storage.join(staged.staging, name), chained)
+        return {}
 
     train = stages.train_geolocator
-    monkeypatch.setattr(rows, "_run", in_process)
+    monkeypatch.setattr(rows, "_measured_run", in_process)
     monkeypatch.setattr(stages, "train_geolocator", lambda **o: train(**{**o, "num_workers": 0}))
 
 
@@ -134,8 +138,8 @@ def test_each_fusion_is_asked_as_it_was_built(case: str, tmp_path: Path, listing
     kept = run.experiment.encoder.fusion in ("max_sim", "attention")
     assert ("frame_embeddings" in columns.names) == kept
     if kept:
-        dim = columns.field("image_embedding").type.list_size
-        assert columns.field("frame_embeddings").type.list_size == num_frames * dim
+        _, dim = vector_form(columns, "image_embedding")
+        assert vector_form(columns, "frame_embeddings")[1] == num_frames * dim
     retriever = load_retriever(str(output))
     assert retriever.index.num_frames == (num_frames if run.experiment.encoder.fusion == "max_sim" else 1)
     config = Geolocator.load(output / "geolocator").config
@@ -183,11 +187,11 @@ def test_the_pool_learns_which_frames_matter(tmp_path: Path, listing: Path, with
     assert query is not None
     assert query.detach().abs().max() > 0  # it started at zero, which is the mean
     # The index holds what the head makes of the frames, not of their mean.
-    table = storage.read_table(str(output / "embeddings")).to_pandas().set_index("pano_id")
+    table = storage.read_table(str(output / "embeddings"))
     index = load_retriever(str(output)).index
-    rows_of = table.loc[list(index.pano_ids)]
-    frames = torch.tensor(np.stack(rows_of["frame_embeddings"]).reshape(len(index), 4, -1))
-    text = torch.tensor(np.stack(rows_of["text_embedding"]))
+    order = np.searchsorted(table["pano_id"].to_numpy(), np.array(index.pano_ids, dtype=object))  # it is sorted by id
+    frames = torch.tensor(read_vectors(table, "frame_embeddings")[order].reshape(len(index), 4, -1))
+    text = torch.tensor(read_vectors(table, "text_embedding")[order])
     with torch.inference_mode():
         projected = Geolocator.load(output / "geolocator")(frames, text)[0].numpy()
     np.testing.assert_allclose(index.vectors(), projected, atol=2e-3)

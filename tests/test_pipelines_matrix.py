@@ -72,14 +72,15 @@ axes:
         ["CLIP", "paper-fixed", "Base Model"],
         ["CLIP", "paper-fixed", "Fine Tuned Model"],
     ]
-    assert len(rows) == 4 * 2 + 2  # and two floors
+    assert len(rows) == 4 * 2 + 3  # two floors and the expected error of a guess
+    assert "standard error" in result["text"]
     shared = [set(run["shared"]) for run in result["runs"]]
     assert shared[0] == set()
     assert all({"synth", "panoramas", "caption"} <= names for names in shared[1:])
     assert "embed" in shared[1]  # the same encoder and slicing under another preset
     assert "embed" not in shared[2]
     with open(tmp_path / "m" / "table-4.csv") as file:
-        assert len(list(csv.reader(file))) == 11
+        assert len(list(csv.reader(file))) == 12
     assert (tmp_path / "m" / "tables.html").read_text().startswith("<!doctype html>")
     again = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
     assert all(run["made"] == [] for run in again["runs"])

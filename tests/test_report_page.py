@@ -60,6 +60,7 @@ def content():
         "verdict": f"Better than every floor. {HOSTILE}", "better_than_floors": True,
         "cell_recall": {"1": 0.4, "5": 0.7}, "radius_coverage": {"share": 0.8, "ci": [0.7, 0.9]},
         "countries": [{"country": HOSTILE, "num_queries": 3, "median_km": np.nan, "accuracy_at_750_km": 0.5}],
+        "calibration": {"radius_90": {"share": 0.8, "ci": [0.7, 0.9], "nominal": 0.9, "median_radius_km": 500.0}},
         "errors_km": errors,
     }  # fmt: skip
     strip = rng.integers(0, 255, (64, 512, 3), dtype=np.uint8)
@@ -102,7 +103,8 @@ def test_write_report_writes_everything_and_nothing_else(tmp_path, content):
     assert paths[0].name == "report.html"
     assert {p.name for p in paths} == {p.name for p in (tmp_path / "report").iterdir()}
     pictures = [p for p in paths if p.suffix == ".png"]
-    assert {p.stem for p in pictures} == {"map_panoramas", "map_geocells", "map_errors", "error_cdf", "calibration"}
+    maps = {"map_panoramas", "map_geocells", "map_errors", "map_countries"}
+    assert {p.stem for p in pictures} == maps | {"error_cdf", "reliability", "calibration"}
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert picture.stat().st_size <= 400_000
@@ -110,7 +112,7 @@ def test_write_report_writes_everything_and_nothing_else(tmp_path, content):
     assert len(page.encode()) <= MAX_PAGE_BYTES
     tags = parse(page)
     images = [attrs for tag, attrs in tags.seen if tag == "img"]
-    assert len(images) == 5 + 2
+    assert len(images) == 7 + 2
     assert all(i["src"].startswith("data:image/") and i["alt"] for i in images)
 
 

@@ -58,3 +58,15 @@ def test_text_lines_up_and_html_escapes():
     page = to_html([paper_table(3, RUNS)], "t", ["r"])
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
+
+
+def test_the_expected_error_of_a_guess_stands_below_tables_3_and_4_with_its_standard_error():
+    expected = {**method(1), "mean_km": 1862.9, "standard_error_km": 0.87, "num_pairs": 1_000_000}
+    runs = [Scored(RUNS[0].labels, RUNS[0].methods, "x", expected), RUNS[1]]
+    for number, last in ((3, ["1,862.90", "1,309.64", "1,038.80"]), (4, ["0.10", "0.75"])):
+        table = paper_table(number, runs)
+        assert table.num_rows == 4
+        assert table.rows[-1][:3] == ["expected error of a random guess (Monte Carlo)", "", ""]
+        assert table.rows[-1][3 : 3 + len(last)] == last
+        assert "mean 1,862.9 km, standard error 0.9 km, of 1,000,000 pairs" in to_text(table)
+    assert len(paper_table(1, runs).rows[0]) == len(paper_table(1, RUNS).rows[0])

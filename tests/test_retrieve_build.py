@@ -68,7 +68,7 @@ class World:
 
     def build(self, folder: Path, **options: Any) -> dict[str, Any]:
         only = options.pop("only", None)
-        given: dict[str, Any] = {"embedding": "image", "storage": "fp16", "retrieve": {"num_cells": 6}, **options}
+        given: dict[str, Any] = {"embedding": "image", "codec": "fp16", "retrieve": {"num_cells": 6}, **options}
         folder.mkdir(parents=True, exist_ok=True)
         return build_index(self.rows("train", "val", only=only), self.cells, self.head, folder, **given)
 
@@ -76,7 +76,7 @@ class World:
         """Predictions of the test rows by what was written, and their errors."""
         table, rows = self.cells.table, self.rows("test")
         retriever = Retriever(
-            Geolocator.load(self.head), GeocellIndex.load(folder), table["lat"], table["lon"],
+            Geolocator.load(self.head), GeocellIndex.open(folder), table["lat"], table["lon"],
             cell_radius_km=table["radius_km"], calibration=Calibration.load(folder / CALIBRATION_FILE),
             **{"embedding": "image", "num_cells": 6, **knobs},
         )  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_whitened_index_carries_its_whitening(world: World, tmp_path: Path) ->
     world.build(tmp_path, embedding="whitened", whiten_dim=12)
     whitening = Whitening.load(tmp_path)
     assert whitening.matrix.shape == (DIM, 12)
-    assert GeocellIndex.load(tmp_path).dim == 12
+    assert GeocellIndex.open(tmp_path).dim == 12
     found, error_km = world.ask(tmp_path, embedding="whitened", whitening=whitening)
     assert 0.85 < (error_km <= np.array([p.radius_km for p in found])).mean() < 0.95
     train = world.rows("train")["image_embedding"]
@@ -169,7 +169,7 @@ def test_a_whitened_index_carries_its_whitening(world: World, tmp_path: Path) ->
 def test_prototypes_are_built_where_they_are_asked_for(world: World, tmp_path: Path) -> None:
     world.build(tmp_path / "plain")
     names = {path.name for path in (tmp_path / "plain").iterdir()}
-    assert names == {INDEX_FILE, ROWS_FILE, CALIBRATION_FILE}
+    assert names == {"index.json", INDEX_FILE, ROWS_FILE, CALIBRATION_FILE}
     world.build(tmp_path, retrieve={"num_cells": 6, "refine": "prototype"}, prototype_min_samples=5, tune=True)
     assert (tmp_path / PROTOTYPES_FILE).is_file()
     assert not (tmp_path / WHITENING_FILE).exists()
@@ -185,7 +185,7 @@ def test_any_row_order_builds_the_same_bytes(world: World, tmp_path: Path) -> No
     for name, these in (("a", rows), ("b", {k: v[order] for k, v in rows.items()})):
         (tmp_path / name).mkdir()
         build_index(
-            these, world.cells, world.head, tmp_path / name, embedding="whitened", storage="fp16", tune=True,
+            these, world.cells, world.head, tmp_path / name, embedding="whitened", codec="fp16", tune=True,
             retrieve={"refine": "prototype"},
         )  # fmt: skip
     for file in (tmp_path / "a").iterdir():
@@ -199,7 +199,7 @@ def test_useless_requests_are_refused(world: World, tmp_path: Path) -> None:
         world.build(tmp_path, tune=True, tune_for="mode")
     rows = world.rows("val")
     with pytest.raises(ValueError, match="nothing to search"):
-        build_index(rows, world.cells, world.head, tmp_path, embedding="image", storage="fp16", retrieve={})
+        build_index(rows, world.cells, world.head, tmp_path, embedding="image", codec="fp16", retrieve={})
 
 
 def test_frames_may_be_whitened_too(world: World, tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_frames_may_be_whitened_too(world: World, tmp_path: Path) -> None:
     frames = unit(rows["image_embedding"][:, None] + 0.2 * rng.standard_normal((len(rows["lat"]), 3, DIM)))
     rows["frame_embeddings"] = frames.reshape(len(frames), -1)
     details = build_index(
-        rows, world.cells, world.head, tmp_path, embedding="whitened", storage="fp16", each_frame=True,
+        rows, world.cells, world.head, tmp_path, embedding="whitened", codec="fp16", each_frame=True,
         retrieve={"num_cells": NUM_CELLS, "refine": "prototype"}, tune=True,
     )  # fmt: skip
     assert details["self_retrieval"] == 1.0
-    index, whitening = GeocellIndex.load(tmp_path), Whitening.load(tmp_path)
+    index, whitening = GeocellIndex.open(tmp_path), Whitening.load(tmp_path)
     assert (index.num_frames, index.dim) == (3, DIM)
     table = world.cells.table
     retriever = Retriever(

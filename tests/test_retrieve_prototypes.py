@@ -40,7 +40,7 @@ def towns(seed: int = 0) -> tuple[GeocellIndex, np.ndarray, np.ndarray]:
     names = [f"r{i:03d}" for i in rng.permutation(len(cells))]
     vectors = unit(rng.standard_normal((len(cells), DIM)))
     index = GeocellIndex.build(
-        vectors, cells, names, np.concatenate(lat), np.concatenate(lon), num_cells=NUM_CELLS, storage="fp32"
+        vectors, cells, names, np.concatenate(lat), np.concatenate(lon), num_cells=NUM_CELLS, codec="fp32"
     )
     return index, cell_lat, cell_lon
 
@@ -150,7 +150,7 @@ def test_without_a_reference_the_centroid_answers_and_frames_count_by_their_mean
     assert (found.lat, found.lon, found.neighbour_ids) == (cell_lat[4], cell_lon[4], ())
     frames = unit(np.random.default_rng(0).standard_normal((len(index), 3, DIM)))
     several = GeocellIndex.build(
-        frames, index.cell_ids, index.pano_ids, index.lat, index.lon, num_cells=NUM_CELLS, storage="fp32"
+        frames, index.cell_ids, index.pano_ids, index.lat, index.lon, num_cells=NUM_CELLS, codec="fp32"
     )
     pooled = Prototypes.build(several)
     np.testing.assert_array_equal(pooled.clusters, Prototypes.build(index).clusters)

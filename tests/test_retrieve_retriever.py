@@ -34,7 +34,7 @@ class World:
         self.cells, self.ids = cells, [f"r{i:04d}" for i in rng.permutation(len(cells))]
         self.vectors = unit(rng.standard_normal((len(cells), DIM)))
         self.index = GeocellIndex.build(
-            self.vectors, cells, self.ids, self.lat, self.lon, num_cells=NUM_CELLS, storage="fp32"
+            self.vectors, cells, self.ids, self.lat, self.lon, num_cells=NUM_CELLS, codec="fp32"
         )
         self.queries = unit(rng.standard_normal((25, DIM)))
         self.logits = rng.standard_normal((25, NUM_CELLS)) * 2
@@ -236,7 +236,7 @@ def test_whitened_queries_meet_whitened_references() -> None:
     world = World()
     whitening = Whitening.fit(world.vectors, dim=10)
     index = GeocellIndex.build(
-        whitening(world.vectors), world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, storage="fp32"
+        whitening(world.vectors), world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, codec="fp32"
     )
     config = GeolocatorConfig(image_dim=DIM, text_dim=4, use_text=False, projection_dim=8, num_cells=NUM_CELLS)
     retriever = Retriever(
@@ -381,7 +381,7 @@ def test_frames_are_asked_by_their_best_pair_and_cells_by_the_mean() -> None:
     rng = np.random.default_rng(2)
     references = unit(rng.standard_normal((len(world.cells), num_frames, DIM)))
     index = GeocellIndex.build(
-        references, world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, storage="fp32"
+        references, world.cells, world.ids, world.lat, world.lon, num_cells=NUM_CELLS, codec="fp32"
     )
     frames = unit(rng.standard_normal((25, num_frames, DIM)))
     mean = unit(frames.mean(axis=1))

@@ -1,3 +1,4 @@
+import pyarrow as pa
 import pytest
 
 from hedwig import schema
@@ -13,11 +14,12 @@ def test_check_columns_names_what_is_missing_and_what_is_there():
 
 def test_embeddings_schema_has_fixed_size_vectors():
     table = schema.embeddings_schema(512, 768)
-    assert table.field("image_embedding").type.list_size == 512
-    assert table.field("text_embedding").type.list_size == 768
+    assert table.field("image_embedding").type == pa.binary(4 * 512)
+    assert table.field("image_embedding").metadata == {b"dtype": b"float32", b"dim": b"512"}
+    assert table.field("text_embedding").type == pa.binary(4 * 768)
     assert table.field("caption_truncated").type == "bool"
     assert "frame_embeddings" not in table.names
-    assert schema.embeddings_schema(512, 768, 4).field("frame_embeddings").type.list_size == 4 * 512
+    assert schema.embeddings_schema(512, 768, 4).field("frame_embeddings").metadata[b"dim"] == b"2048"
     assert table.names[: len(schema.PANORAMAS.names)] == schema.PANORAMAS.names
 
 

@@ -18,41 +18,23 @@ import pytest
 from PIL import Image
 from test_serving_limits import png
 
-from hedwig.serving import LocateAnswer, build, locate_remote, start, stop
-from hedwig.serving.deployment import describe_run
+from hedwig.panorama import decode_image
+from hedwig.serving import Client, LocateAnswer, build, start, stop
+from hedwig.serving.replica import describe_run
 from hedwig.storage import publish
 
 
 def fake_loader():
-    """A loader whose class is local, so that it travels to the replica by value."""
+    """A loader whose locator names the process it is in, and the run."""
 
     def load(run):
-        import math
         import os
 
-        from hedwig.panorama import decode_image
+        from tests_serving import FakeLocator
 
-        class Located(dict):
-            def to_dict(self):
-                return dict(self)
-
-        class Fake:
-            def locate(self, image, top_k=5, heading=math.nan):
-                return Located(
-                    pano_id=f"pid-{os.getpid()}",
-                    lat=float(decode_image(image).mean()),
-                    lon=0.25,
-                    cell_ids=list(range(top_k)),
-                    cell_probs=[1 / 3] * top_k,
-                    neighbour_ids=[run],
-                    neighbour_scores=[1.0],
-                    neighbour_lat=[0.1],
-                    neighbour_lon=[0.2],
-                    radius_km=math.nan,
-                    confidence=0.5,
-                )
-
-        return Fake()
+        locator = FakeLocator(f"pid-{os.getpid()}")
+        locator.names = (run,)
+        return locator
 
     return load
 
@@ -97,10 +79,11 @@ def send(url, method, path, body=None, **headers):
 
 def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
     data = jpeg()
-    first = locate_remote(url, data, top_k=2)
-    expected = json.loads(json.dumps(fake_loader()("/run-of-nothing").locate(data, top_k=2).to_dict()))
-    answer = first.model_dump(include=set(expected))
-    assert {**answer, "pano_id": 0} == {**expected, "pano_id": 0, "radius_km": None}
+    client = Client(url)
+    first = client.locate(data, top_k=2)
+    assert first.lat == pytest.approx(decode_image(data).mean() / 3, rel=1e-5)
+    assert (first.cell_ids, first.radius_km) == ([0, 1], None)
+    assert client.neighbours([[1.0, 0.0, 0.0, 0.0]]).neighbour_ids == [["/run-of-nothing"]]
     assert not math.isnan(first.timings_ms["total"])
 
     def chunks(count):
@@ -126,8 +109,9 @@ def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
     assert (status, body["error"]["code"]) == (400, "bad_host")
 
     assert send(url, "POST", "/v1/locate", iter([data[:50], data[50:]]))[0] == 200
-    last = locate_remote(url, data, top_k=2)
+    last = client.locate(data, top_k=2)
     assert last.pano_id == first.pano_id  # which names the replica's process
+    client.close()
     assert send(url, "GET", "/readyz")[0] == 200
     assert send(url, "GET", "/v1/info")[2]["limits"]["max_body_bytes"] == 2 * 1024**2
 
@@ -167,7 +151,8 @@ def test_latency_is_that_of_a_proxy_not_of_a_mistake(url):
     timings = []
     for _ in range(20):
         began = time.perf_counter()
-        assert isinstance(locate_remote(url, data), LocateAnswer)
+        with Client(url) as client:
+            assert isinstance(client.locate(data), LocateAnswer)
         timings.append(time.perf_counter() - began)
     assert statistics.median(timings) < 1.0
 
@@ -193,11 +178,19 @@ def test_a_run_is_described_by_its_manifests_and_its_encoder(tmp_path):
         publish(
             str(tmp_path / name), kind=name, config={}, inputs={}, num_in=40, num_out=40, details=details, seconds=0.0
         )
-    encoder = SimpleNamespace(model_id="tiny@0123", weights_note="random")
-    assert describe_run(str(tmp_path), SimpleNamespace(embedder=SimpleNamespace(encoder=encoder))) == {
+    encoder = SimpleNamespace(model_id="tiny@0123", weights_note="random", image_dim=32)
+    found = describe_run(str(tmp_path), SimpleNamespace(embedder=SimpleNamespace(encoder=encoder)))
+    assert set(found.pop("versions")) == {"numpy", "ray", "torch"}
+    digests = {
+        name: hashlib.sha256((tmp_path / name / "manifest.json").read_bytes()).hexdigest()
+        for name in ("index", "geocells")
+    }
+    assert found == {
         "num_references": 40,
         "num_cells": 7,
-        "run_digest": hashlib.sha256((tmp_path / "index" / "manifest.json").read_bytes()).hexdigest(),
+        "dim": 32,
+        "digests": digests,
+        "run_digest": digests["index"],
         "model": "tiny@0123",
         "weights": "random",
     }

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hedwig import storage
+from hedwig.schema import vector_field
 from hedwig.storage import Manifest
+from hedwig.vectors import read_vectors, vector_array
 
 
 def publish(folder, **changes):
@@ -80,12 +82,13 @@ def test_list_files_hides_the_hidden_and_forgives_absence(tmp_path):
 
 
 def test_tables_round_trip_with_plain_vectors_and_sorted_ids(tmp_path):
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6, dtype=np.float32)), 2)
-    table = pa.table({"pano_id": ["c", "a", "b"], "v": vectors})
+    field = vector_field("v", 2)
+    vectors = vector_array(np.arange(6, dtype=np.float32).reshape(3, 2), field)
+    table = pa.table({"pano_id": ["c", "a", "b"]}).append_column(field, vectors)
     storage.write_table(str(tmp_path / "part-1.parquet"), table)
     back = storage.read_table(str(tmp_path))
     assert back["pano_id"].to_pylist() == ["a", "b", "c"]
-    assert back["v"].to_pylist()[2] == [0.0, 1.0]
+    assert read_vectors(back, "v").tolist() == [[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]
     column = pq.ParquetFile(tmp_path / "part-1.parquet").metadata.row_group(0).column(1)
     assert column.compression == "UNCOMPRESSED"
     assert "PLAIN_DICTIONARY" not in column.encodings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from hedwig.geo import haversine_km
 from hedwig.models.encoder import load_encoder
 from hedwig.training import encoder as training
-from hedwig.training import objective, read_frames, train_encoder, write_frames
+from hedwig.training import encoder_fit, objective, read_frames, train_encoder, write_frames
 
 
 def toy_rows(num: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -99,20 +100,23 @@ def test_it_learns_where_colours_are(cache, tmp_path):
     assert metrics["val_median_error_km"] < 0.6 * np.median(constant)
     trained = load_encoder(name, weights=str(tmp_path / "out" / name), device="cpu")
     assert trained.weights_note == "trained from scratch on 192 panoramas, 4 epochs"
-    # The nearest neighbour in the new space is nearer than in the random one.
+    # The nearest neighbour in the new space is nearer than in the random one. Of panoramas that nobody has seen, and
+    # many of them: over four seeds the medians' ratio was 0.66 to 0.82, and 1.6 to 2.5 times as many were nearer as
+    # farther (without learning 1 within 0.25).
+    fresh = toy_rows(300, seed=1)
     errors = {}
     for key, encoder in (("trained", trained), ("random", load_encoder(name, device="cpu"))):
-        vectors = encoder.encode_frames(rows["frames"])
-        nearest = np.flatnonzero(fit)[(vectors[val] @ vectors[fit].T).argmax(axis=1)]
-        errors[key] = np.median(
-            haversine_km(rows["lat"][nearest], rows["lon"][nearest], rows["lat"][val], rows["lon"][val])
-        )
-    assert errors["trained"] < 0.8 * errors["random"]
+        references, queries = (encoder.encode_frames(frames) for frames in (rows["frames"][fit], fresh["frames"]))
+        nearest = np.flatnonzero(fit)[(queries @ references.T).argmax(axis=1)]
+        errors[key] = haversine_km(rows["lat"][nearest], rows["lon"][nearest], fresh["lat"], fresh["lon"])
+    assert np.median(errors["trained"]) < 0.9 * np.median(errors["random"])
+    num_nearer, num_farther = ((sign * (errors["random"] - errors["trained"]) > 0).sum() for sign in (1, -1))
+    assert num_nearer > 1.25 * num_farther
 
 
 def test_a_budget_decides_the_epochs(cache, tmp_path, monkeypatch):
     # 12 steps in 6 s make an epoch, validation adds 0.45 s: 20 s hold three.
-    monkeypatch.setattr(training.time, "monotonic", iter(np.arange(0, 10_000, 6.0).tolist()).__next__)
+    monkeypatch.setattr(encoder_fit.time, "monotonic", iter(np.arange(0, 10_000, 6.0).tolist()).__next__)
     metrics = train(cache, tmp_path, epochs=9, batch_size=16, time_budget_s=20.0)["viclip-tiny"]
     assert metrics["epoch"] == 2
 
@@ -159,17 +163,17 @@ def test_two_encoders_in_one_fit_survive_a_crash(cache, tmp_path, ray_session, m
     original = training._worker
 
     def worker(settings: dict) -> None:
-        from hedwig.training.encoder import _Fit
+        from hedwig.training.encoder_fit import EncoderFit
 
-        whole = _Fit.epoch
+        whole = EncoderFit.epoch
 
         def epoch(self, number, rank, world):
             if "ln_pre" in str(self.objective) and number == 1 and not flag.exists():
                 flag.touch()
-                os._exit(1)
+                os.kill(os.getpid(), signal.SIGKILL)
             return whole(self, number, rank, world)
 
-        _Fit.epoch = epoch
+        EncoderFit.epoch = epoch
         original(settings)
 
     monkeypatch.setattr(training, "_worker", worker)

@@ -20,7 +20,9 @@ import torch
 from hedwig.geo import haversine_km, unit_vectors
 from hedwig.geocells.hierarchy import Level
 from hedwig.models.geolocator import Geolocator
+from hedwig.schema import vector_field
 from hedwig.training import head, train_geolocator
+from hedwig.vectors import read_vectors, vector_array
 
 DIM = 16
 
@@ -45,13 +47,13 @@ def toy_table(folder: Path, *, num: int = 600, seed: int = 0, files: int = 2, re
     folder.mkdir(parents=True)
     order = np.arange(num)[::-1] if reverse else np.arange(num)
     for i, part in enumerate(np.array_split(order, files)):
-        arrays = {
-            name: pa.FixedSizeListArray.from_arrays(values[part].ravel(), values.shape[1])
-            if values.ndim == 2
-            else pa.array(values[part])
-            for name, values in columns.items()
-        }
-        pq.write_table(pa.table(arrays), folder / f"part-{i}.parquet")
+        fields = [vector_field(name, v.shape[1]) if v.ndim == 2 else None for name, v in columns.items()]
+        arrays = [
+            pa.array(v[part]) if field is None else vector_array(v[part], field)
+            for v, field in zip(columns.values(), fields, strict=True)
+        ]
+        kinds = [field or pa.field(name, a.type) for name, field, a in zip(columns, fields, arrays, strict=True)]
+        pq.write_table(pa.table(arrays, schema=pa.schema(kinds)), folder / f"part-{i}.parquet")
     return folder
 
 
@@ -115,8 +117,8 @@ def test_it_learns_and_writes_a_calibrated_model(tmp_path, loss):
     assert model.config.temperature == metrics["temperature"] != 1.0
     # The temperature is the best on the validation rows, so a neighbouring one is no better.
     data = pq.read_table(table, filters=[("split", "=", "val")])
-    image = torch.from_numpy(np.stack(data["image_embedding"].to_pylist()).astype(np.float32))
-    text = torch.from_numpy(np.stack(data["text_embedding"].to_pylist()).astype(np.float32))
+    image = torch.from_numpy(read_vectors(data, "image_embedding").copy())
+    text = torch.from_numpy(read_vectors(data, "text_embedding").copy())
     cells = torch.from_numpy(Grid().assign(data["lat"].to_numpy(), data["lon"].to_numpy()))
     with torch.no_grad():
         logits = model(image, text)[1]
@@ -136,7 +138,7 @@ def test_shuffled_labels_fall_to_chance(tmp_path):
     for split in ("train", "val"):
         rows = np.flatnonzero(whole["split"].to_numpy(zero_copy_only=False) == split)
         place[rows] = rng.permutation(rows)
-    image = np.stack(whole["image_embedding"].to_pylist()).astype(np.float32)[place]
+    image = read_vectors(whole, "image_embedding")[place]
     shuffled = toy_table(tmp_path / "shuffled", num=1000, image_embedding=image)
     right, wrong = (train(t, tmp_path / f"of-{t.name}", use_text=False) for t in (table, shuffled))
     assert right["val_accuracy"] > 0.5
@@ -156,9 +158,9 @@ def test_coarser_levels_and_pairs_are_trained_on(tmp_path, monkeypatch):
     assert "share_with_near" not in plain
     assert 0.5 < pairs["share_with_near"] <= 1
     assert pairs["train_loss"] > plain["train_loss"]
-    rows = pq.read_table(table).to_pandas()
-    image = torch.from_numpy(np.stack(rows["image_embedding"]).astype(np.float32))
-    text = torch.from_numpy(np.stack(rows["text_embedding"]).astype(np.float32))
+    vectors = pq.read_table(table)
+    image, text = (torch.from_numpy(read_vectors(vectors, f"{name}_embedding").copy()) for name in ("image", "text"))
+    rows = vectors.to_pandas()
     cells = Grid().assign(rows.lat, rows.lon)
     val = (rows.split == "val").to_numpy().copy()
     distance = haversine_km(
@@ -218,7 +220,7 @@ def test_caption_dropout_makes_the_head_work_without_captions(tmp_path):
     telling = toy_table(tmp_path / "telling", text_embedding=caption.astype(np.float32))
     assert train(telling, tmp_path / "a", epochs=10)["val_accuracy"] > 0.3
     mute = np.zeros((600, 4), dtype=np.float32)
-    image = torch.from_numpy(np.stack(rows["image_embedding"].to_pylist()).astype(np.float32))
+    image = torch.from_numpy(read_vectors(rows, "image_embedding").copy())
     cells = torch.from_numpy(Grid().assign(*lat_lon))
     hits = {}
     for dropout in (0.0, 0.5):
@@ -233,7 +235,7 @@ def test_the_pool_finds_the_frame_that_tells(tmp_path):
     """One of four frames is a function of the position, marked by a constant; the mean of all drowns it in noise."""
     rng = np.random.default_rng(8)
     table = toy_table(tmp_path / "table")
-    telling = np.stack(pq.read_table(table)["image_embedding"].to_pylist())
+    telling = read_vectors(pq.read_table(table), "image_embedding")
     frames = rng.normal(size=(600, 4, DIM))
     frames /= np.linalg.norm(frames, axis=2, keepdims=True)
     where = rng.integers(0, 4, 600)
@@ -271,7 +273,7 @@ def test_an_encoder_without_text_is_refused(tmp_path):
         ({"lat": np.full(600, np.nan)}, "no training rows"),
         ({"image_embedding": np.full((600, DIM), np.nan, np.float32)}, "NaN or infinity, first"),
         ({"pano_id": np.full(600, "same")}, "'same' twice"),
-        ({"image_embedding": np.zeros(600)}, "expected a list of fixed size"),
+        ({"image_embedding": np.zeros(600)}, "expected fixed-size binary"),
     ],
 )
 def test_bad_tables_are_refused_before_ray_starts(tmp_path, change, message, monkeypatch):
@@ -314,8 +316,10 @@ def test_two_workers_of_which_one_dies_end_where_one_undisturbed_process_does(tm
     both = train(table, tmp_path / "both", num_workers=2, **options)
     assert (tmp_path / "died").exists()
     assert both["num_epochs"] == alone["num_epochs"] == 4
-    assert both["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
-    assert both["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
+    curves = [(tmp_path / name / "out/metrics.jsonl").read_text().splitlines() for name in ("both", "alone")]
+    for row, other in zip(*(map(json.loads, lines) for lines in curves), strict=True):
+        for loss in ("train_loss", "val_loss"):
+            assert row[loss] == pytest.approx(other[loss], rel=1e-4)
     assert both["val_median_error_km"] == pytest.approx(alone["val_median_error_km"], rel=1e-6)
     # A finished run starts no worker again, and refuses other settings.
     monkeypatch.setattr(head.ray.train.torch.TorchTrainer, "fit", lambda self: pytest.fail("it trained again"))
@@ -338,7 +342,7 @@ def dying_worker(flag: str):
         def epoch(self, *args, **kwargs):
             if len(self.history) == 2 and ray.train.get_context().get_world_rank() == 1 and not os.path.exists(flag):
                 Path(flag).touch()
-                os._exit(1)
+                os.kill(os.getpid(), signal.SIGKILL)
             whole(self, *args, **kwargs)
 
         _Fit.epoch = epoch

@@ -24,16 +24,19 @@ def ratios() -> Ratios:
     import torch
 
     from hedwig.benchmark.encoder import encoder_benchmark
-    from hedwig.benchmark.index import index_benchmark
     from hedwig.benchmark.preprocessing import preprocessing_benchmark, synthetic_panoramas
+    from hedwig.benchmark.retrieve import measure_retrieval
     from hedwig.benchmark.table import table_benchmark
 
     torch.set_num_threads(1)
     return {
         "preprocessing of 2048 x 1024 synthetic panoramas": preprocessing_benchmark(synthetic_panoramas(4)),
         "viclip-tiny forward, one thread": encoder_benchmark(),
-        "search among 100,000 x 256 in 1,000 cells, one thread": index_benchmark(),
-        "Parquet vectors 50,000 x 768": table_benchmark(),
+        "search among 100,000 x 256 in 1,000 cells, one thread": measure_retrieval(
+            num_vectors=100_000, num_cells=1000, dim=256, num_rounds=3
+        ).ratios(),
+        "Parquet vectors 50,000 x 768, float32": table_benchmark(),
+        "Parquet vectors 50,000 x 768, float16": table_benchmark(dtype="float16"),
     }
 
 

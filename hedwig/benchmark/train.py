@@ -28,7 +28,9 @@ from hedwig.geo import lat_lon
 from hedwig.geocells import Geocells
 from hedwig.losses import haversine_smoothing_loss, haversine_targets
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
+from hedwig.schema import vector_field
 from hedwig.storage import write_table
+from hedwig.vectors import vector_array
 
 __all__ = ["Rows", "TrainingFigures", "bare_epoch", "measure_training", "synthetic_table"]
 
@@ -190,13 +192,12 @@ def synthetic_table(folder: str, *, num_rows: int, dim: int, num_cells: int) -> 
             vectors.append(some / np.linalg.norm(some, axis=1, keepdims=True))
     for number, part in enumerate(range(0, num_rows, PART_ROWS)):
         here = slice(part, part + PART_ROWS)
-        columns = {
-            f"{name}_embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors[number].reshape(-1)), dim // 2)
-            for name, vectors in parts.items()
-        }
         names = [f"{i:09d}" for i in range(part, part + len(lat[here]))]
-        places = {"pano_id": names, "lat": lat[here], "lon": lon[here], "split": ["train"] * len(names)}
-        write_table(str(Path(folder, "embeddings", f"part-{number:05d}.parquet")), pa.table({**places, **columns}))
+        table = pa.table({"pano_id": names, "lat": lat[here], "lon": lon[here], "split": ["train"] * len(names)})
+        for name, vectors in parts.items():
+            field = vector_field(f"{name}_embedding", dim // 2)
+            table = table.append_column(field, vector_array(vectors[number], field))
+        write_table(str(Path(folder, "embeddings", f"part-{number:05d}.parquet")), table)
     image, text = (torch.from_numpy(np.concatenate(parts.pop(name))) for name in ("image", "text"))
     return Rows(image, text, torch.from_numpy(ids), torch.from_numpy(lat), torch.from_numpy(lon)), cells
 

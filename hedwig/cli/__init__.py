@@ -10,7 +10,24 @@ from typing import Annotated
 
 import typer
 
-from hedwig.cli import acquire, ask, bench, data, diffusion, evaluate, experiment, geocells, make, models, plan, tools
+from hedwig.cli import (
+    acquire,
+    ask,
+    bench,
+    data,
+    diffusion,
+    evaluate,
+    experiment,
+    geocells,
+    keys,
+    make,
+    models,
+    plan,
+    plan_run,
+    publish,
+    submit,
+    tools,
+)
 from hedwig.cli.console import HedwigGroup, console
 
 __all__ = ["app", "main"]
@@ -47,6 +64,7 @@ evaluate.register(app)
 experiment.register(app)
 geocells.register(app)
 ask.register(app)
+keys.register(app)
 data.register(app)
 tools.register(app)
 models.register(app)
@@ -54,6 +72,9 @@ bench.register(app)
 acquire.register(app)
 diffusion.register(app)
 plan.register(app)
+plan_run.register(app)
+publish.register(app)
+submit.register(app)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Commands that ask a finished run: predict for images, serve for everybody."""
+"""Commands that ask a finished run: predict for images, serve for everybody, locate for whoever is served."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hedwig.cli import locate
 from hedwig.cli.console import console, set_up
 
 __all__ = ["register"]
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("predict", rich_help_panel="Ask")(predict)
     app.command("serve", rich_help_panel="Ask")(serve)
+    locate.register(app)
 
 
 def predict(
@@ -103,23 +106,40 @@ def serve(
     address: Annotated[
         str | None, typer.Option("--ray-address", help="An existing Ray cluster; default: a local Ray.")
     ] = None,
+    write_config: Annotated[
+        Path | None, typer.Option("--write-config", help="Write a file for `serve deploy`, and serve nothing.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a run over HTTP until interrupted.  POST image bytes to /v1/locate.
+    """Serve what is published of a run over HTTP until interrupted.  POST image bytes to /v1/locate.
+
+    What is published later is served within seconds, without a start: hedwig publish RUN, hedwig rollback RUN.
 
     Example: hedwig serve runs/demo, then:
     curl -H 'Content-Type: image/jpeg' --data-binary @panorama.jpg http://127.0.0.1:8000/v1/locate
     """
     set_up(quiet=quiet)
     from hedwig import storage
-    from hedwig.config import ClusterConfig
-    from hedwig.pipelines import ray_running
-    from hedwig.serving import start, stop
+    from hedwig.publishing import published_folder
 
-    if storage.read_manifest(storage.join(storage.resolve(run), "index")) is None:
+    folder = published_folder(run)
+    if storage.read_manifest(storage.join(folder, "index")) is None:
         raise FileNotFoundError(f"{run} holds no finished index; make one with: hedwig run EXPERIMENT output={run}")
     given = {"host": host, "port": port, "num_replicas": num_replicas}
-    settings = _serve_settings(run) | {name: value for name, value in given.items() if value is not None}
+    settings = _serve_settings(folder) | {name: value for name, value in given.items() if value is not None}
+    if write_config is not None:
+        from hedwig.serving.deployable import deployable
+
+        write_config.write_text(deployable(run, settings, insecure=insecure, name=str(write_config))[1])
+        typer.echo(f"Wrote {write_config}; deploy it with: serve deploy {write_config}", err=True)
+        return
+    from hedwig.config import ClusterConfig
+    from hedwig.pipelines import ray_running
+    from hedwig.serving import start, start_ray, stop
+
+    if address is None:
+        os.environ.pop("RAY_ADDRESS", None)
+        start_ray(settings["host"], settings.get("proxy", "auto"), num_cpus=_cpus(settings))
     with ray_running(ClusterConfig(address=address)):
         # Ray's own SIGTERM handler ends the process at once, and SIGINT is ignored in a shell's background.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -132,7 +152,12 @@ def serve(
         except KeyboardInterrupt:
             typer.echo("Stopping: requests under way are finished.", err=True)
         finally:
-            stop()
+            stop(ray_too=address is None)
+
+
+def _cpus(settings: dict[str, Any]) -> float:
+    """Logical CPUs of all replicas that there may ever be."""
+    return float((settings.get("max_replicas") or settings["num_replicas"]) * settings["num_cpus"])
 
 
 def _serve_settings(run: str) -> dict[str, Any]:

@@ -91,6 +91,127 @@ def train(
     show(figures.to_dict(), figures.text())
 
 
+@bench_app.command("slice")
+def slice_(
+    images: Annotated[int, typer.Option("--images", min=1, help="Synthetic panoramas of 2048 x 1024.")] = 4,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Cut from each.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Slice panoramas on one core: ratios to Pillow's crop-then-resize and to open_clip's transform of the same frames.
+
+    Example: hedwig bench slice --json
+    """
+    set_up(as_json=as_json)
+    from hedwig.benchmark import ratios_text
+    from hedwig.benchmark.preprocessing import slice_figures
+
+    figures = slice_figures(images, num_rounds=rounds, num_frames=frames)
+    show(dict(figures), ratios_text({f"slicing into {frames} frames, one thread": figures}))
+
+
+@bench_app.command("pipeline")
+def pipeline(
+    model: Annotated[str, typer.Option("--model", help="An encoder's name; random weights.")] = "open_clip:ViT-B-32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="What the weights are cast to.")
+    ] = "bfloat16",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Panoramas to embed.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Panoramas at once.")] = 16,
+    block: Annotated[int, typer.Option("--block", min=1, help="Rows of a block.")] = 64,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Decoding and torch threads.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs reserved by the actor.")] = 0.0,
+    address: Annotated[str | None, typer.Option("--address", help="A running Ray; default: a local one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed on one Ray Data actor: panoramas a second beside the bare model loop on the same decoded batches.
+
+    Example: hedwig bench pipeline --rows 256 --json
+    """
+    set_up(as_json=as_json)
+    from hedwig.pipelines.throughput import pipeline_figures
+
+    figures = pipeline_figures(
+        model, num_rows=rows, batch_size=batch, rows_per_block=block, num_threads=threads, num_gpus=gpus,
+        address=address, dtype=dtype, device=device,
+    )  # fmt: skip
+    show(figures.to_dict(), figures.text())
+
+
+@bench_app.command("storage")
+def storage(
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Vectors to write and read.")] = 50_000,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="Their components.")] = 768,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Medians are over so many.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Write and read vectors as our tables hold them: ratios to fixed-size lists in the same file format.
+
+    Example: hedwig bench storage --rows 200000 --json
+    """
+    set_up(as_json=as_json)
+    from hedwig.benchmark import ratios_text
+    from hedwig.benchmark.table import table_benchmark
+
+    results = {d: table_benchmark(rows, dim, dtype=d, num_rounds=rounds) for d in ("float32", "float16")}
+    show({"rows": rows, "dim": dim, **results}, ratios_text(results))
+
+
+@bench_app.command("retrieve")
+def retrieve(
+    vectors: Annotated[int, typer.Option("--vectors", min=1000, help="References.")] = 240_000,
+    cells: Annotated[int, typer.Option("--cells", min=8, help="Geocells, of skewed sizes.")] = 2000,
+    probe: Annotated[int, typer.Option("--probe", min=1, help="Cells searched per query.")] = 5,
+    dim: Annotated[int, typer.Option("--dim", min=8, help="Of an embedding.")] = 768,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of every method.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Search inside the nearest cells by every codec, beside brute force, FAISS and hnswlib; one thread.
+
+    Example: hedwig bench retrieve --vectors 240000 --cells 2000 --probe 5 --json
+    """
+    set_up(as_json=as_json)
+    from hedwig.benchmark.retrieve import measure_retrieval
+
+    figures = measure_retrieval(num_vectors=vectors, num_cells=cells, probe=probe, dim=dim, num_rounds=rounds)
+    show(figures.to_dict(), figures.text())
+
+
+@bench_app.command("serve")
+def serve(
+    vectors: Annotated[int, typer.Option("--vectors", min=1000, help="References.")] = 100_000,
+    cells: Annotated[int, typer.Option("--cells", min=8, help="Geocells, of skewed sizes.")] = 2000,
+    dim: Annotated[int, typer.Option("--dim", min=8, help="Of an embedding.")] = 768,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Rows of a batch request.")] = 256,
+    connections: Annotated[int, typer.Option("--connections", min=1, help="At once.")] = 8,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of everybody.")] = 5,
+    requests: Annotated[int, typer.Option("--requests", min=50, help="Single requests of every turn.")] = 400,
+    proxy: Annotated[
+        Literal["auto", "haproxy", "python"], typer.Option("--proxy", help="auto: HAProxy where Ray brings it.")
+    ] = "auto",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of loopback.")] = 8017,
+    as_json: Json = False,
+) -> None:
+    """Search stored embeddings over HTTP: beside an empty ping of the same Serve, and beside the search in process.
+
+    Example: hedwig bench serve --json
+    """
+    set_up(as_json=as_json)
+    from hedwig.benchmark.serve import measure_serving
+    from hedwig.serving import start, start_ray, stop
+    from hedwig.serving.fence import haproxy_binary
+
+    os.environ.pop("RAY_ADDRESS", None)
+    start_ray(proxy=proxy, num_cpus=2)
+    name = "python" if proxy == "python" or haproxy_binary() is None else "haproxy"
+    figures = measure_serving(
+        start, lambda: stop(ray_too=True), proxy=name, port=port, num_vectors=vectors, num_cells=cells, dim=dim,
+        batch=batch, connections=connections, num_rounds=rounds, num_requests=requests,
+    )  # fmt: skip
+    show(figures.to_dict(), figures.text())
+
+
 @bench_app.command("all")
 def all_(as_json: Json = False) -> None:
     """Ratios of the fast paths to what one would write instead; minutes on two cores."""

@@ -120,11 +120,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` rows of `stage` are done."""
+    def __call__(self, stage: str, done: int, total: int, rejected: int = 0) -> None:
+        """Say that `done` of `total` rows of `stage` are done, `rejected` of them without a result."""
         now = time.monotonic()
         began, first = self._started.setdefault(stage, (now, done))
-        rate = f"{(done - first) / (now - began):.1f}/s" if now > began and done > first else ""
+        speed = (done - first) / (now - began) if now > began and done > first else 0.0
+        rate = f"{speed:.1f}/s" if speed else ""
+        rate += f", {rejected} rejected" if rejected else ""
         if self._bar is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bar.add_task(stage, total=total, rate="")
@@ -133,4 +135,11 @@ class Progress:
                 self._bar.remove_task(self._tasks.pop(stage))
         elif not console.quiet and done and now - self._said.get(stage, began) >= PLAIN_EVERY_S:
             self._said[stage] = now
-            typer.echo(f"{stage:<9} {done}/{total} ({done / max(total, 1):.0%}) {rate}", err=True)
+            left = f", {_clock((total - done) / speed)} left" if speed and done < total else ""
+            typer.echo(f"{stage:<9} {done}/{total} ({done / max(total, 1):.0%}) {rate}{left}", err=True)
+
+
+def _clock(seconds: float) -> str:
+    """H:MM:SS."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

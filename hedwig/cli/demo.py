@@ -44,7 +44,7 @@ def _ask(x: Experiment, run: str) -> dict[str, Any]:
     from hedwig import storage
     from hedwig.geo import haversine_km
     from hedwig.pipelines import ray_running
-    from hedwig.serving import locate_remote, start
+    from hedwig.serving import Client, start
 
     rows = storage.read_table(
         storage.join(run, "panoramas"), ["pano_id", "lat", "lon", "heading", "split", "image_uri"]
@@ -56,7 +56,8 @@ def _ask(x: Experiment, run: str) -> dict[str, Any]:
     with ray_running(x.cluster):  # its end is the service's end
         url = start(run, port=port)
         image = storage.read_bytes(query["image_uri"])
-        answer = locate_remote(url, image, heading=query["heading"]).model_dump()
+        with Client(url) as client:
+            answer = client.locate(image, heading=query["heading"]).model_dump()
     error_km = float(haversine_km(query["lat"], query["lon"], answer["lat"], answer["lon"]))
     return {"question": query["image_uri"], "truth": query, "url": url, "answer": answer, "error_km": error_km}
 

@@ -82,7 +82,7 @@ def synthesize(
             num_images_per_row=num_images,
             licence=licence or LICENCE,
             max_rejected=max_rejected,
-            progress=lambda done, total: progress("synthesis", done, total),
+            progress=lambda *counts: progress("synthesis", *counts),
         )
     listing = str(out / "panoramas.csv")
     counts = {"num_in": manifest.num_in, "num_out": manifest.num_out, "num_rejected": manifest.num_rejected}

@@ -1,4 +1,4 @@
-"""Commands that judge answers: a run's own held-out split, two tables of anybody's, and several runs side by side."""
+"""Commands that judge answers: a run's held-out split, two tables of anybody's, runs side by side, a blind guess."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("evaluate", rich_help_panel="Make")(evaluate)
     app.command("compare", rich_help_panel="Make")(compare)
+    app.command("expected-error", rich_help_panel="Make")(expected_error)
 
 
 def evaluate(
@@ -131,6 +132,51 @@ def compare(
         storage.write_bytes(storage.resolve(table), _csv(found).encode())
         text += f"\nTable: {table}"
     show(found, text)
+
+
+def expected_error(
+    points: Annotated[
+        str | None, typer.Argument(metavar="POINTS", help="CSV or Parquet with lat, lon: training places.")
+    ] = None,
+    queries: Annotated[
+        str | None, typer.Option("--queries", metavar="POINTS", help="Asked places; without, POINTS themselves.")
+    ] = None,
+    rectangle: Annotated[
+        str | None, typer.Option("--rectangle", metavar="WxH", help="Two uniform points of so many km, 4500x2500.")
+    ] = None,
+    num_pairs: Annotated[int, typer.Option("--pairs", min=2, help="Pairs to draw.")] = 1_000_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Expected error of a guess that looks at nothing, by Monte Carlo: a random place, or a point in a rectangle.
+
+    Example: hedwig expected-error --rectangle 4500x2500
+    """
+    set_up(quiet=quiet, as_json=as_json)
+    from hedwig import evaluate as judge
+    from hedwig.geocells import read_points
+
+    if (points is None) == (rectangle is None):
+        raise typer.BadParameter("give either POINTS or --rectangle WxH")
+    if rectangle is not None:
+        if queries is not None:
+            raise typer.BadParameter("--queries goes with POINTS, not with --rectangle")
+        try:
+            width, height = (float(side) for side in rectangle.lower().split("x"))
+        except ValueError:
+            raise typer.BadParameter(f"--rectangle {rectangle} is not WxH in km, such as 4500x2500") from None
+        found = judge.expected_error_on_rectangle(width, height, num_pairs=num_pairs, seed=seed)
+    else:
+        lat, lon, _ = read_points(points or "")
+        asked = read_points(queries)[:2] if queries is not None else (None, None)
+        found = judge.expected_error(lat, lon, *asked, num_pairs=num_pairs, seed=seed)
+    text = (
+        f"mean {found['mean_km']:,.1f} km, standard error {found['standard_error_km']:,.2f} km; median "
+        f"{found['median_km']:,.1f} km; of {found['num_pairs']:,} pairs"
+    )
+    shares = found["accuracy_at_km"]
+    show(found, text + "".join(f"\n< {km:>5} km  {100 * share:6.2f} %" for km, share in shares.items()))
 
 
 def _read_run(path: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hedwig.cli.console import Progress, set_up, show
 from hedwig.cli.geocells import geocells_app
+from hedwig.cli.summary import stage_figures, summary_lines
 
 if TYPE_CHECKING:
     from hedwig.config import Experiment
@@ -57,21 +58,37 @@ def run(
     last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage to run.")] = None,
     force: Force = False,
     dry_run: DryRun = False,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="Look for images that changed since, by size and time.")
+    ] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Look for images that changed since, by reading all of them.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment end to end; what is up to date is not done again.
+    """Run an experiment end to end; what is up to date is not done again, and only changed panoramas are embedded.
+
+    Where a version is published, a new one grows beside it; see hedwig publish.
 
     Example: hedwig run experiments/real.yaml data.panoramas=listing.csv output=runs/mine
     """
     from hedwig.config import load_experiment
 
     set_up(quiet=quiet, as_json=as_json)
-    _run(load_experiment(experiment, overrides or ()), first, last, force=force, dry_run=dry_run)
+    look: Literal["stamps", "contents"] | None = "contents" if rehash else "stamps" if check_images else None
+    x = load_experiment(experiment, overrides or ())
+    _run(x, first, last, force=force, dry_run=dry_run, check_images=look)
 
 
 def _run(
-    x: Experiment, first: str | None = None, last: str | None = None, *, force: bool = False, dry_run: bool = False
+    x: Experiment,
+    first: str | None = None,
+    last: str | None = None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    check_images: Literal["stamps", "contents"] | None = None,
 ) -> Run | None:
     from hedwig.pipelines import run_experiment
     from hedwig.pipelines.estimate import estimate
@@ -81,7 +98,7 @@ def _run(
         show(outlook, "\n".join(f"{name:<18} {value}" for name, value in outlook.items()))
         return None
     with Progress() as progress:
-        done = run_experiment(x, first=first, last=last, force=force, progress=progress)
+        done = run_experiment(x, first=first, last=last, force=force, progress=progress, check_images=check_images)
     _show_run(done)
     return done
 
@@ -92,6 +109,8 @@ def _show_run(done: Run) -> None:
 
     output = storage.resolve(done.experiment.output)
     result: dict[str, Any] = {"output": output, "made": done.made, "resumed": done.resumed}
+    figures = stage_figures(done)
+    result["stages"] = figures
     text = f"Artefacts: {output}"
     report = storage.join(output, "report", "report.json")
     if storage.read_manifest(done.folder("evaluate")) is not None:
@@ -102,6 +121,8 @@ def _show_run(done: Run) -> None:
             table = console_table(evaluation, synthetic=record["synthetic"], encoder_note=record["encoder_note"])
             text = f"{table}\n\n{text}"
         text += f"\nReport:    {storage.join(output, 'report', 'report.html')}"
+    if figures:
+        text += "\n\n" + "\n".join(summary_lines(figures))
     show(result, text)
 
 

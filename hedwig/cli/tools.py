@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import ipaddress
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ __all__ = ["register", "versions_text"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 _PACKAGES = ("ray", "torch", "open_clip_torch", "faiss-cpu", "numpy", "pyarrow", "Pillow", "simplejpeg")
+_RAY_PORTS = {6379: "GCS", 8265: "dashboard and job API", 10001: "client server"}
 config_app = typer.Typer(no_args_is_help=True, help="Show an experiment as it would run, or the schema of the file.")
 
 
@@ -216,9 +218,66 @@ def _checks() -> list[tuple[str, tuple[bool, str]]]:
     with socket.socket() as probe:
         busy = probe.connect_ex(("127.0.0.1", 8000)) == 0
     checks.append(("port 8000", (True, "taken; give hedwig serve another --port" if busy else "free for hedwig serve")))
+    checks += _exposure()
     keys = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set; needed only for s3:// that asks for them"
     checks.append(("s3 keys", (True, keys)))
     return checks
+
+
+def _exposure() -> list[tuple[str, tuple[bool, str]]]:
+    """Whether Ray's ports can be reached from other machines, and whether it asks for a token."""
+    from hedwig.serving.tokens import tokens_off
+
+    listening = _listening()
+    running = {port: name for port, name in _RAY_PORTS.items() if port in listening}
+    open_ = [f"{port} ({name}) at {', '.join(sorted(listening[port]))}" for port, name in running.items()]
+    exposed = [text for text, port in zip(open_, running, strict=True) if not all(map(_is_loopback, listening[port]))]
+    advice = "close them in the firewall: whoever reaches them runs code here"
+    ports = f"{'; '.join(exposed)}: {advice}" if exposed else "; ".join(open_) or "no Ray listens at 6379, 8265, 10001"
+    unset = "RAY_AUTH_MODE" not in os.environ
+    if tokens_off():
+        tokens = (False, f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: unset it, or set it to token")
+    elif running and unset:
+        tokens = (False, "a Ray runs here and RAY_AUTH_MODE is not set: `ray start` then asks nobody; set it to token")
+    else:
+        tokens = (True, "on in what hedwig starts" + ("; set RAY_AUTH_MODE=token for `ray start`" if unset else ""))
+    return [("ray ports", (not exposed, ports)), ("ray tokens", tokens)]
+
+
+def _listening() -> dict[int, set[str]]:
+    """Addresses on which something listens, by port; from the kernel's tables, or where there are none by asking."""
+    found: dict[int, set[str]] = {}
+    for table, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
+        try:
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            if row[3] != "0A":  # LISTEN
+                continue
+            digits, number = row[1].split(":")
+            words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+            found.setdefault(int(number, 16), set()).add(socket.inet_ntop(family, b"".join(words)))
+    if not Path("/proc/net/tcp").exists():
+        for port in _RAY_PORTS:
+            for address in {"127.0.0.1", *(str(info[4][0]) for info in _own_addresses())}:
+                with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+                    probe.settimeout(0.5)
+                    if probe.connect_ex((address, port)) == 0:
+                        found.setdefault(port, set()).add(address)
+    return found
+
+
+def _own_addresses() -> list[Any]:
+    try:
+        return socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def _has(package: str) -> bool:

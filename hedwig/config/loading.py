@@ -53,7 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hedwig": {
         "encoder": {"long_captions": "chunks"},
         "training": {"hidden_dim": 512, "cosine": True, "caption_dropout": 0.3},
-        "index": {"tune": True},
+        "index": {"embedding": "whitened", "tune": True},
+        "retrieve": {"refine": "mean", "num_cells": 20, "cell_mass": 0.95, "num_neighbours": 10},
     },
 }
 

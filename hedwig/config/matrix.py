@@ -1,7 +1,8 @@
 """A matrix of experiments: one base, several axes, and every combination of their values as one experiment each.
 
 The file is YAML with the same strictness as an experiment: ``base`` is an experiment without output, each axis maps a
-label to the settings that it changes, ``exclude`` names combinations to leave out. Labels are what the tables print.
+label to the settings that it changes, ``exclude`` names combinations to leave out: ``{Axis: label}`` or, for any one of
+several, ``{Axis: [label, label]}``. Labels are what the tables print.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def load_matrix(path: str | Path, overrides: Iterable[str] = ()) -> Matrix:
     cells = []
     for chosen in itertools.product(*([(str(a), str(k), v) for k, v in axes[a].items()] for a in axes)):
         named = {axis: label for axis, label, _ in chosen}
-        if any(all(named[a] == label for a, label in item.items()) for item in excluded):
+        if any(all(named[axis] in some for axis, some in item.items()) for item in excluded):
             continue
         merged: dict[str, Any] = dict(base)
         for _, _, change in chosen:
@@ -105,12 +106,18 @@ def load_matrix(path: str | Path, overrides: Iterable[str] = ()) -> Matrix:
     return Matrix(str(settings.get("name", "matrix")), output, labels, cells, tables)
 
 
-def _combination(item: Any, axes: Mapping[str, list[str]], where: str) -> dict[str, str]:
-    """One entry of ``exclude``, checked."""
+def _combination(item: Any, axes: Mapping[str, list[str]], where: str) -> dict[str, list[str]]:
+    """One entry of ``exclude``, checked: axis -> the labels, any of which counts."""
     if not isinstance(item, Mapping) or not item:
-        raise ConfigError(f"{where}: exclude holds {item!r}; an entry maps axes to labels.")
-    for axis, label in item.items():
-        if axis not in axes or str(label) not in axes[axis]:
-            known = ", ".join(f"{name}: {'|'.join(values)}" for name, values in axes.items())
-            raise ConfigError(f"{where}: exclude names {axis}={label}, which no axis has; there are {known}.")
-    return {str(axis): str(label) for axis, label in item.items()}
+        raise ConfigError(f"{where}: exclude holds {item!r}; an entry maps axes to a label or a list of labels.")
+    known = ", ".join(f"{name}: {'|'.join(values)}" for name, values in axes.items())
+    chosen = {}
+    for axis, given in item.items():
+        some = given if isinstance(given, list) else [given]
+        if not some:
+            raise ConfigError(f"{where}: exclude names no label of {axis}; leave the axis out to mean all of them.")
+        for label in some:
+            if axis not in axes or str(label) not in axes[axis]:
+                raise ConfigError(f"{where}: exclude names {axis}={label}, which no axis has; there are {known}.")
+        chosen[str(axis)] = [str(label) for label in some]
+    return chosen

@@ -12,6 +12,7 @@ __all__ = [
     "DataConfig",
     "EmbedConfig",
     "EncoderConfig",
+    "EncoderFinetuneConfig",
     "EncoderTrainingConfig",
     "EvaluateConfig",
     "Experiment",
@@ -158,6 +159,43 @@ class EncoderTrainingConfig(_Section):
     seed: int = Field(default=0, ge=0)
 
 
+class EncoderFinetuneConfig(_Section):
+    """Fine-tune the encoder's given weights on this experiment's own training split, before embedding."""
+
+    blocks: int | None = Field(
+        default=None, ge=1, description="the last blocks of the vision tower learn, with its projection; or lora_rank"
+    )
+    lora_rank: int | None = Field(default=None, ge=1, description="adapters of this rank on all blocks learn")
+    lora_alpha: float | None = Field(default=None, gt=0, description="their scale times the rank; default: the rank")
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, description="default: 1e-5, or 1e-4 with lora_rank")
+    head_learning_rate: float = Field(default=1e-3, gt=0, description="of the classifier that is thrown away")
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    num_cells: int = Field(default=64, ge=2)
+    tau_km: float = Field(default=500.0, gt=0)
+    text_weight: float = Field(default=0.0, ge=0, description="of the contrastive loss with captions")
+    hidden_patches: float = Field(default=0.0, ge=0, lt=1, description="share of patches left out of a training step")
+    roll_probability: float = Field(default=0.5, ge=0, le=1, description="share of panoramas whose frames are rotated")
+    brightness: float = Field(default=0.1, ge=0, lt=1, description="brightness jitter")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    bf16: bool = Field(default=True, description="GPU only")
+    num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1, description="go on with fewer workers, down to this many")
+    cpus_per_worker: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _says_what_learns(self) -> EncoderFinetuneConfig:
+        if (self.blocks is None) == (self.lora_rank is None):
+            raise ValueError("encoder.finetune needs either blocks or lora_rank, and not both")
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ValueError("encoder.finetune.lora_alpha needs lora_rank")
+        return self
+
+
 class EncoderConfig(_Section):
     """The video-text encoder; without weights they are random, and every report says so."""
 
@@ -183,6 +221,20 @@ class EncoderConfig(_Section):
     )
     compile: bool = False
     train: EncoderTrainingConfig | None = None
+    finetune: EncoderFinetuneConfig | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a run makes the weights itself, from scratch or from those given."""
+        return self.train is not None or self.finetune is not None
+
+    @model_validator(mode="after")
+    def _is_trained_one_way(self) -> EncoderConfig:
+        if self.train is not None and self.finetune is not None:
+            raise ValueError(
+                "encoder.train makes weights from scratch and encoder.finetune starts from those given; set one of them"
+            )
+        return self
 
 
 class EmbedConfig(_Section):
@@ -257,7 +309,7 @@ class IndexConfig(_Section):
     """What the retriever searches, and what validation rows teach it."""
 
     embedding: Literal["projected", "image", "whitened"] = "projected"
-    storage: Literal["fp16", "fp32"] = "fp16"
+    codec: Literal["fp16", "fp32", "sq8", "pq"] = "fp16"
     whiten_dim: int | None = Field(default=None, ge=1, description="dimensions kept by whitening; default: all")
     whiten_shrinkage: float | None = Field(default=None, ge=0, le=1, description="default: Ledoit-Wolf")
     prototype_min_samples: int = Field(default=3, ge=2, description="OPTICS, for retrieve.refine=prototype")
@@ -305,6 +357,17 @@ class ServeConfig(_Section):
     max_ongoing_requests: int = Field(default=8, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
     request_timeout_s: float = Field(default=30.0, gt=0)
+    decode: Literal["process", "thread"] = Field(
+        default="process", description="process: one that is killed when an image hangs, crashes or overfills it"
+    )
+    decode_timeout_s: float = Field(default=5.0, gt=0)
+    rate_per_s: float = Field(
+        default=50.0, ge=0, description="requests of one key, or of one address where there are no keys; 0: no limit"
+    )
+    rate_burst: int = Field(default=100, ge=1, description="requests at once after a pause")
+    cors_origins: tuple[str, ...] = Field(default=(), description="whose pages may use the API; none by default")
+    min_precision_km: float = Field(default=0.0, ge=0, description="no answer is finer than squares of this side")
+    audit_folder: str | None = Field(default=None, description="local folder of the audit log; none keeps no log")
 
 
 class ClusterConfig(_Section):

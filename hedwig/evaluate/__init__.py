@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hedwig.evaluate.checks import sanity_checks, self_retrieval, shuffled_labels
 from hedwig.evaluate.comparison import ComparedRun, compare_runs
+from hedwig.evaluate.expected import expected_error, expected_error_on_rectangle
 from hedwig.evaluate.floors import Embedded, best_constants, brute_force_1nn
 from hedwig.evaluate.joining import join_predictions
 from hedwig.evaluate.record import evaluate
@@ -21,6 +22,8 @@ __all__ = [
     "brute_force_1nn",
     "compare_runs",
     "evaluate",
+    "expected_error",
+    "expected_error_on_rectangle",
     "is_urban",
     "join_answered",
     "join_predictions",

@@ -84,7 +84,7 @@ def self_retrieval(
     if unknown := [n for n in names.tolist() if n not in cell_of]:
         raise ValueError(f"{len(unknown)} panoramas are not in the index, such as {unknown[0]!r}; build it again.")
     rows = np.random.default_rng(seed).permutation(len(names))[:num_queries]
-    found = index.search(np.asarray(vectors)[rows], [[cell_of[n]] for n in names[rows]], 1)[0][:, 0]
+    found = index.search_rows(np.asarray(vectors)[rows], [[cell_of[n]] for n in names[rows]], 1)[0][:, 0]
     error_km = haversine_km(np.asarray(lat)[rows], np.asarray(lon)[rows], index.lat[found], index.lon[found])
     share = float((error_km < 1e-6).mean())
     return {"num_queries": len(rows), "share_at_0_km": share, "max_km": float(error_km.max())}

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from hedwig.evaluate.checks import sanity_checks
+from hedwig.evaluate.expected import expected_error
 from hedwig.evaluate.floors import Embedded, best_constants, checked_positions, nearest_reference, take
 from hedwig.evaluate.joining import join_predictions, padded_cells
 from hedwig.evaluate.slices import Lookup, calibration, places_answered
@@ -28,6 +29,7 @@ __all__ = ["evaluate"]
 
 Floats = NDArray[np.float64]
 Assign = Callable[[Floats, Floats], NDArray[Any]]
+EXPECTED_PAIRS = 200_000  # a standard error of about 0.2 % of the mean
 _BEST_OF_FLOORS = {"median_km": ("random", "constant"), "geoscore": ("random", "constant_geoscore")}
 
 
@@ -73,10 +75,10 @@ def evaluate(
         hedwig minus it}; ``verdict`` (text) and ``better_than_floors``; ``cell_recall`` {"1", "5"};
         ``radius_coverage``; ``countries`` [...]; ``admin`` and ``urban`` (`places_answered`; None without `lookup`);
         ``calibration`` (see there); ``checks`` (`sanity_checks`); ``split`` (distance of queries to training data);
-        ``constants``
-        {name: [lat, lon]}; ``num_queries, num_train, num_unused_predictions, num_outside_cells, seed,
-        num_bootstrap``. Beside these plain values, ``errors_km`` {name: (Q,) float64} in the order of pano_id: take it
-        out before writing JSON if the record is to stay small.
+        ``constants`` {name: [lat, lon]}; ``expected_error`` (of a random training place, by Monte Carlo);
+        ``num_queries, num_train, num_unused_predictions, num_outside_cells, seed, num_bootstrap``. Beside these plain
+        values, ``errors_km`` {name: (Q,) float64} in the order of pano_id: take it out before writing JSON if the
+        record is to stay small.
 
     Raises:
         ValueError: a query without a prediction, double ids, positions that are missing, or no training data.
@@ -134,6 +136,7 @@ def evaluate(
             "median_km": float(np.median(errors["nearest_training"])),
         },
         "constants": {name: [float(a), float(b)] for name, (a, b) in constants.items()},
+        "expected_error": expected_error(*train, lat, lon, num_pairs=EXPECTED_PAIRS, seed=seed),
         "num_queries": len(lat),
         "num_train": len(train[0]),
         "num_unused_predictions": len(predictions) - len(joined),

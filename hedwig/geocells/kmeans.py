@@ -2,13 +2,14 @@
 
 k-means++ seeds, Lloyd iterations on unit vectors (Dhillon & Modha 2001: the centre is the normalised mean), and an
 assignment that respects `min_size <= cell <= max_size`. Where the nearest centres already satisfy the bounds this is
-plain spherical k-means. Otherwise, in three steps from coarse to fine:
+plain spherical k-means. Otherwise, from coarse to fine:
 
 1. centres of cells that are too small move into cells that are too large;
-2. every cell gets a price, raised until it has shed its surplus and lowered until it has drawn what it lacks (the
-   auction for transport problems of Bertsekas 1988, all cells bidding at once); on the plane that is a power diagram;
+2. where the bounds are so tight that this is not enough, cells start from nested halves whose cuts keep the bounds;
 3. what is left shifts along the cheapest chains of cells (a crowded cell hands a point to its neighbour, which hands
-   one to the next, until one has room): the shortest paths of a min-cost flow on the graph of cells.
+   one to the next, until one has room): the shortest paths of a min-cost flow on the graph of cells;
+4. then points are exchanged: two that are both the better for it change places, one moves alone where the bounds allow
+   it, and the centres follow. Every such step lowers the cost and keeps the bounds.
 
 It promises the bounds, and a cost near the optimum, not the optimum.
 """
@@ -29,14 +30,17 @@ Ints = NDArray[np.int64]
 LLOYD_STEPS = 50
 SETTLED = 2e-4  # Lloyd stops when fewer than this share of the points change their cell
 RELOCATION_ROUNDS = 12
-CROWDED = 0.02  # of all points too many or too few: then cells start from equal parts instead
+CROWDED = 0.02  # of all points too many or too few: then cells start from nested halves instead
+FLEXIBLE = 0.8  # of what the bounds allow, by which a half may differ from its share
+LEAST_PART = 8  # a half has at least this share of the cells, one in so many: thin slices make long cells
 RELOCATION_STEPS = 1
-BOUNDED_STEPS = 3
-PRICE_STEPS = 40
-PRICE_STEP = 0.7  # of the whole step, because neighbours move at the same time
 NUM_CANDIDATES = 16  # nearest centres a point may go to, unless the bounds need more
+MOST_CANDIDATES = 64
 ALL_PAIRS = 2_000_000  # points times cells up to which every cell may become a candidate for every point
 STALLED_ROUNDS = 50  # of mending without progress, possible only where places have different weights
+EXCHANGES = 20
+EXCHANGE_CANDIDATES = 4
+LEAST_GAIN = 1e-14  # in squared chord, below which it is rounding
 FEW_CELLS, RESTARTS = 256, 6
 SEED_SAMPLE = 10  # points per cell, and at least 20,000, that the seeds are drawn from where there are more
 
@@ -88,19 +92,20 @@ def spherical_kmeans(
         if not _relocate(points, labels, centres, sizes, min_size, max_size):
             break
         labels, centres = _lloyd(points, weights, centres, RELOCATION_STEPS)
-    most, steps = num_cells if len(points) * num_cells < ALL_PAIRS else 4 * NUM_CANDIDATES, BOUNDED_STEPS
-    if _excess(labels, weights, num_cells, min_size, max_size) > CROWDED * n:
-        most, steps = NUM_CANDIDATES, 1  # equal parts hold the bounds already: one try to better them is enough
-        labels = _equal_parts(points, weights, num_cells)
+    most = num_cells if len(points) * num_cells < ALL_PAIRS else MOST_CANDIDATES
+    halves = _excess(labels, weights, num_cells, min_size, max_size) > CROWDED * n
+    if not halves:
+        _repair(points, weights, labels, centres, min_size, max_size, most)
+    excess = _excess(labels, weights, num_cells, min_size, max_size)
+    if halves or excess > 0:
+        parts = _nested_halves(points, weights, num_cells, min_size, max_size)
+        _repair(points, weights, parts, _means(points, weights, parts, centres), min_size, max_size, most)
+        if halves or _excess(parts, weights, num_cells, min_size, max_size) < excess:
+            labels = parts
+    for _ in range(EXCHANGES if num_cells > 1 else 0):
         centres = _means(points, weights, labels, centres)
-    prices = np.zeros(num_cells)
-    for _ in range(steps):
-        found = _bounded_assignment(points, weights, centres, prices, min_size, max_size, most)
-        excess = [_excess(part, weights, num_cells, min_size, max_size) for part in (labels, found)]
-        if (found == labels).all() or excess[1] > excess[0]:
+        if _exchange(points, weights, labels, centres, min_size, max_size) <= SETTLED * len(points):
             break
-        labels = found
-        centres = _means(points, weights, labels, centres)
     return labels.astype(np.int32)
 
 
@@ -146,8 +151,12 @@ def _excess(labels: Ints, weights: Ints, num_cells: int, min_size: int, max_size
     return int(np.maximum(sizes - max_size, 0).sum() + np.maximum(min_size - sizes, 0).sum())
 
 
-def _equal_parts(points: Floats, weights: Ints, num_cells: int) -> Ints:
-    """Labels (N,) of parts of equal weight: the points halved across their longest axis until there are C parts."""
+def _nested_halves(points: Floats, weights: Ints, num_cells: int, min_size: int, max_size: int) -> Ints:
+    """Labels (N,) of parts within the bounds: cut in two across the longest axis until there are C of them.
+
+    A cut goes where it lowers the spread most, among those that leave either half a mean size within the bounds; with
+    bounds that leave no choice the halves have equal parts of the weight.
+    """
     labels = np.zeros(len(points), dtype=np.int64)
     stack = [(np.arange(len(points)), 0, num_cells)]
     while stack:
@@ -155,12 +164,25 @@ def _equal_parts(points: Floats, weights: Ints, num_cells: int) -> Ints:
         labels[rows] = first
         if parts == 1 or len(rows) < 2:
             continue
-        centred = points[rows] - points[rows].mean(axis=0)
-        axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
-        along = rows[np.argsort(centred @ axis, kind="stable")]
-        filled = np.cumsum(weights[along])
-        cut = int(np.argmin(np.abs(filled[:-1] - filled[-1] * (parts // 2) / parts))) + 1
-        stack += [(along[:cut], first, parts // 2), (along[cut:], first + parts // 2, parts - parts // 2)]
+        weight = weights[rows].astype(np.float64)
+        centred = points[rows] - np.average(points[rows], axis=0, weights=weight)
+        axis = np.linalg.eigh((centred * weight[:, None]).T @ centred)[1][:, -1]
+        order = np.argsort(centred @ axis, kind="stable")
+        along, weight, depth = rows[order], weight[order], (centred @ axis)[order]
+        filled, total = np.cumsum(weight)[:-1], float(weight.sum())
+        mean = total / parts
+        share = np.clip(np.round(filled / mean), 1, parts - 1)
+        least = max(1, parts // LEAST_PART)
+        room = FLEXIBLE * np.minimum(share, parts - share) * max(0.0, min(mean - min_size, max_size - mean))
+        allowed = np.abs(filled - share * mean) <= np.maximum(room, weight.max() / 2)
+        allowed &= (share >= least) & (share <= parts - least)
+        if allowed.any():  # what is explained by two means, of deviations whose total is 0
+            explained = np.cumsum(weight * depth)[:-1] ** 2 * total / (filled * (total - filled))
+            cut = int(np.argmax(np.where(allowed, explained, -np.inf)))
+        else:
+            cut = int(np.argmin(np.abs(filled - mean * (parts // 2))))
+        low = int(np.clip(share[cut], 1, parts - 1))
+        stack += [(along[: cut + 1], first, low), (along[cut + 1 :], first + low, parts - low)]
     return labels
 
 
@@ -205,62 +227,63 @@ def _relocate(points: Floats, labels: Ints, centres: Floats, sizes: Ints, min_si
     return True
 
 
-def _bounded_assignment(
-    points: Floats, weights: Ints, centres: Floats, prices: Floats, min_size: int, max_size: int, most: int
-) -> Ints:
-    """Labels (N,) within the bounds: nearest centres after prices, then the cheapest chains that mend the sizes."""
-    k = min(NUM_CANDIDATES, len(centres))
-    most = min(most, len(centres))
-    while True:
-        chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
-        cost = chord**2 / 2  # 1 - cos
-        labels = _priced(cost, cells, weights, prices, min_size, max_size)
-        if _repair(labels, cost + prices[cells], cells, weights, len(centres), min_size, max_size) or k == most:
-            return labels
-        k = min(2 * k, most)
-
-
-def _priced(cost: Floats, cells: Ints, weights: Ints, prices: Floats, min_size: int, max_size: int) -> Ints:
-    """Labels (N,) of least cost plus price, after the prices (C,) were set, in place, to bring sizes near the bounds.
-
-    A cell with a surplus raises its price by just as much as makes the surplus prefer another cell, one that lacks
-    members lowers it until as many prefer it to theirs.
-    """
-    rows = np.arange(len(cost))
-    for step in range(PRICE_STEPS + 1):
-        total = cost + prices[cells]
-        best = np.argmin(total, axis=1)
-        labels, paid = cells[rows, best], total[rows, best]
-        sizes = np.bincount(labels, weights=weights, minlength=len(prices)).astype(np.int64)
-        crowded, empty = sizes > max_size, sizes < min_size
-        if step == PRICE_STEPS or not (crowded.any() or empty.any()) or cells.shape[1] == 1:
-            break
-        total[rows, best] = np.inf
-        members = np.flatnonzero(crowded[labels])
-        loss = total[members].min(axis=1) - paid[members]
-        prices += PRICE_STEP * _threshold(labels[members], loss, weights[members], sizes - max_size)
-        row, column = np.nonzero(empty[cells] & np.isfinite(total))
-        gain = total[row, column] - paid[row]
-        prices -= PRICE_STEP * _threshold(cells[row, column], gain, weights[row], min_size - sizes)
-    return np.asarray(labels, dtype=np.int64).copy()
-
-
-def _threshold(owner: Ints, value: Floats, weights: Ints, wanted: Ints) -> Floats:
-    """The value (C,) up to which each owner's entries weigh what it wants; the highest if never, 0 without any."""
-    order = np.lexsort((value, owner))
-    owner, value = owner[order], value[order]
-    first = np.searchsorted(owner, np.arange(len(wanted)))
-    after = np.searchsorted(owner, np.arange(len(wanted)), side="right")
-    filled = np.concatenate([[0], np.cumsum(weights[order])])
-    reached = np.searchsorted(filled, filled[first] + np.maximum(wanted, 1)) - 1
-    row = np.minimum(reached, after - 1)
-    has = after > first
-    result = np.zeros(len(wanted))
-    result[has] = value[row[has]] * (1 + 1e-9)
-    return result
-
-
 def _repair(
+    points: Floats, weights: Ints, labels: Ints, centres: Floats, min_size: int, max_size: int, most: int
+) -> None:
+    """Shift points in place along the cheapest chains that mend the sizes, with more candidates where they need it."""
+    k = min(NUM_CANDIDATES, len(centres))
+    while _excess(labels, weights, len(centres), min_size, max_size):
+        chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
+        # a point may stay where it is, even far away: its own cell takes the place of the last candidate
+        away = np.flatnonzero((cells != labels[:, None]).all(axis=1))
+        cells[away, -1] = labels[away]
+        chord[away, -1] = np.linalg.norm(points[away] - centres[labels[away]], axis=1)
+        mended = _shift(labels, chord**2 / 2, cells, weights, len(centres), min_size, max_size)  # 1 - cos
+        if mended or k >= min(most, len(centres)):
+            return
+        k = min(2 * k, most, len(centres))
+
+
+def _exchange(points: Floats, weights: Ints, labels: Ints, centres: Floats, min_size: int, max_size: int) -> int:
+    """Let points change places, or move alone, in place where that lowers the cost within the bounds; how many did."""
+    k = min(EXCHANGE_CANDIDATES, len(centres))
+    chord, cells = cKDTree(centres).query(points, k=np.arange(1, k + 1))
+    chord[cells == labels[:, None]] = np.inf
+    best = chord.argmin(axis=1)
+    rows = np.arange(len(points))
+    target = cells[rows, best]
+    gain = ((points - centres[labels]) ** 2).sum(axis=1) - chord[rows, best] ** 2
+    # between two cells the r-th best of one side changes places with the r-th best of the other, of equal weight
+    back = target < labels
+    pair = np.minimum(labels, target) * len(centres) + np.maximum(labels, target)
+    order = np.lexsort((-gain, back, weights, pair))
+    ends = np.diff(pair[order], prepend=-1) != 0
+    ends[1:] |= np.diff(weights[order]) != 0
+    side = 2 * (np.cumsum(ends) - 1) + back[order]
+    start = np.searchsorted(side, np.arange(2 * int(ends.sum()) + 1))
+    num = np.minimum(start[1::2] - start[:-1:2], start[2::2] - start[1::2])
+    group, rank = np.repeat(np.arange(len(num)), num), np.arange(num.sum()) - np.repeat(np.cumsum(num) - num, num)
+    forth, back_again = order[start[2 * group] + rank], order[start[2 * group + 1] + rank]
+    better = gain[forth] + gain[back_again] > LEAST_GAIN
+    moved = np.concatenate([forth[better], back_again[better]])
+    labels[moved] = target[moved]
+    num_moved = len(moved)
+    gain[moved] = 0.0
+    sizes = np.bincount(labels, weights=weights, minlength=len(centres)).astype(np.int64).tolist()
+    alone = np.flatnonzero(gain > LEAST_GAIN)
+    alone = alone[np.argsort(-gain[alone], kind="stable")]
+    for row, old, new, weight in zip(
+        *(column.tolist() for column in (alone, labels[alone], target[alone], weights[alone])), strict=True
+    ):
+        if sizes[old] - weight >= min_size and sizes[new] + weight <= max_size:
+            sizes[old] -= weight
+            sizes[new] += weight
+            labels[row] = new
+            num_moved += 1
+    return num_moved
+
+
+def _shift(
     labels: Ints, cost: Floats, cells: Ints, weights: Ints, num_cells: int, min_size: int, max_size: int
 ) -> bool:
     """Shift points in place along chains of cells until the bounds hold; False when the candidates offer no chain."""

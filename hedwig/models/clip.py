@@ -33,6 +33,7 @@ __all__ = [
     "random_clip",
     "save_clip",
     "tiny_clip",
+    "write_open_clip_card",
 ]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -213,6 +214,15 @@ def save_clip(clip: ImageTower, path: str | Path) -> None:
         key: value.detach().to("cpu", torch.float32).contiguous() for key, value in clip.model.state_dict().items()
     }
     save_file(state, path, metadata={"format": "pt"})
+
+
+def write_open_clip_card(clip: ImageTower, name: str, folder: Path) -> None:
+    """Write open_clip_config.json: the architecture with its activation, and the normalisation that `clip` has."""
+    content = {
+        "model_cfg": _architecture(name),
+        "preprocess_cfg": {"mean": list(clip.mean), "std": list(clip.std)},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _architecture(name: str) -> dict[str, Any]:

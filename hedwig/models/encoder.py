@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hedwig.models.clip import load_clip, random_clip, save_clip, tiny_clip
+from hedwig.models.clip import load_clip, random_clip, save_clip, tiny_clip, write_open_clip_card
 from hedwig.models.spec import (
     CONFIGS,
     DEFAULT_NUM_FRAMES,
@@ -317,7 +317,9 @@ def load_encoder(
     if weights is not None:
         file = weights_file(weights)
         written = f"weights from {file.name}, sha256 {encoder.weights_digest[:12]}"
-        encoder.weights_note = str(read_card(file).get("note") or written)
+        card = read_card(file)
+        encoder.weights_note = str(card.get("note") or written)
+        encoder.model_id += "+finetuned" if card.get("finetuned_from") else ""
     return encoder
 
 
@@ -355,25 +357,36 @@ def _read(name: str, weights: str, sha256: str | None, quick_gelu: bool | None) 
     return module
 
 
-def save_encoder(module: Module, name: str, folder: str | Path, note: str) -> None:
+def save_encoder(
+    module: Module, name: str, folder: str | Path, note: str, *, finetuned_from: str | None = None
+) -> None:
     """Write model.safetensors (official layout, float32) and model.json into `folder`, made if need be.
+
+    Beside the weights of a published open_clip architecture also its open_clip_config.json, which holds what weights
+    do not tell: activation and normalisation.
 
     Args:
         module: the ViCLIP or MeanCLIP, for instance after training.
-        name: the encoder it is to be loaded as, one of `ENCODER_NAMES`.
+        name: the encoder it is to be loaded as, one of `ENCODER_NAMES` or ``open_clip:ARCH``.
         folder: where to.
         note: what a reader of any result must know of these weights; becomes `weights_note`.
+        finetuned_from: the `model_id` of the encoder that these weights began as; `model_id` then ends in +finetuned.
     """
-    if name not in ENCODER_NAMES:
-        raise ValueError(f"Unknown encoder {name!r}; there are {', '.join(ENCODER_NAMES)}.")
+    if name not in ENCODER_NAMES and not name.startswith("open_clip:"):
+        raise ValueError(f"Unknown encoder {name!r}; there are {', '.join(ENCODER_NAMES)} and open_clip:ARCH.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
     card: dict[str, Any] = {"kind": "encoder", "name": name, "note": note}
+    if finetuned_from is not None:
+        card["finetuned_from"] = finetuned_from
     if isinstance(module, ViCLIP):
         save_viclip(module, file)
         card["config"] = asdict(module.config)
     else:
         save_clip(module, file)
+        if name != "clip-tiny":
+            label = name.removeprefix("open_clip:") if name.startswith("open_clip:") else VIT_L14
+            write_open_clip_card(module, label, folder)
     card["weights_sha256"] = weights_digest(file)
     (folder / "model.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -15,12 +15,15 @@ from hedwig.panorama.slicing import (
     upsampling,
 )
 from hedwig.panorama.stage import PanoramaSlicer
+from hedwig.panorama.windows import FrameWindow, frame_windows
 
 __all__ = [
+    "FrameWindow",
     "PanoramaSlicer",
     "Slicing",
     "content_hash",
     "decode_image",
+    "frame_windows",
     "image_size",
     "select_frames",
     "slice_panorama",

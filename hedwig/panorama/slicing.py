@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Slicing", "select_frames", "slice_panorama", "stitch_bearings", "upsampling"]
+__all__ = [
+    "Slicing",
+    "band_rows",
+    "select_frames",
+    "slice_panorama",
+    "stitch_bearings",
+    "upsampling",
+    "view_headings",
+]
 
 Mode = Literal["paper", "wrap", "perspective", "bearings"]
 Select = Literal["uniform", "middle", "first"]
@@ -163,11 +171,11 @@ def slice_panorama(
     if slicing.mode == "perspective":
         if projection != "equirectangular":
             raise ValueError(f"A '{projection}' has no known vertical field to view; use mode 'wrap' or 'paper'.")
-        views = _view_headings(slicing, heading)
+        views = view_headings(slicing, heading)
         chosen = select_frames(len(views), slicing.num_frames, slicing.select)
         headings = [views[index] for index in chosen]
         return perspective_views(strip, headings, slicing.frame_px, slicing.fov_deg, slicing.pitch_deg)
-    top, rows = _band(strip.shape, slicing, projection)
+    top, rows = band_rows(strip.shape, slicing, projection)
     strip = strip[top : top + rows]
     north_px = None
     if slicing.align_north and math.isfinite(heading):
@@ -217,7 +225,7 @@ def upsampling(image_shape: Sequence[int], slicing: Slicing, projection: str = "
     if slicing.mode == "perspective":
         focal_px = slicing.frame_px / 2 / math.tan(math.radians(slicing.fov_deg / 2))
         return 2 * math.pi * focal_px / width
-    return slicing.frame_px / _band(image_shape, slicing, projection)[1]
+    return slicing.frame_px / band_rows(image_shape, slicing, projection)[1]
 
 
 def _checked_image(image: object) -> NDArray[np.uint8]:
@@ -247,7 +255,7 @@ def _checked_bearings(
     return [_checked_image(images[index]) for index in order], [headings[index] % 360 for index in order]
 
 
-def _band(image_shape: Sequence[int], slicing: Slicing, projection: str) -> tuple[int, int]:
+def band_rows(image_shape: Sequence[int], slicing: Slicing, projection: str) -> tuple[int, int]:
     """(first row, number of rows) to use."""
     height, width = image_shape[:2]
     rows = height
@@ -256,7 +264,7 @@ def _band(image_shape: Sequence[int], slicing: Slicing, projection: str) -> tupl
     return (height - rows) // 2, rows
 
 
-def _view_headings(slicing: Slicing, heading: float) -> list[float]:
+def view_headings(slicing: Slicing, heading: float) -> list[float]:
     """Degrees clockwise from the image's centre column of the views' centres."""
     aligned = slicing.align_north and math.isfinite(heading)
     if slicing.headings_deg is not None:

@@ -121,7 +121,7 @@ def acquire(
             kind=name, source=storage.join(work, rows), folder=storage.join(work, name), steps=[step], schema=schema,
             config=config, inputs=inputs, pool=_pool(wanted), max_rejected=math.inf,  # judged at the end
         )  # fmt: skip
-        return map_rows(task, None if progress is None else lambda done, total: progress(name, done, total))
+        return map_rows(task, None if progress is None else lambda *counts: progress(name, *counts))
 
     asking = {
         "source": wanted.source, "options": dict(wanted.options), "folder": out,

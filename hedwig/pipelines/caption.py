@@ -78,7 +78,7 @@ def captions(run: Run) -> Manifest:
         cut = asdict(slicing)
         steps = [*cutting_steps(run, slicing), Step(TemplateCaptioner, captioner_options(cut))]
         config = {"captions": {"source": "template"}, "slicing": cut}
-        return rows_stage(run, "caption", "captions", "panoramas", steps, captions_schema(), config)
+        return rows_stage(run, "caption", "captions", "panoramas", steps, captions_schema(), config, incremental=True)
     return _asked(run)
 
 
@@ -208,6 +208,7 @@ def _asked(run: Run) -> Manifest:
     there = run.finished("caption", "captions", config, plan.inputs)
     if there is None or there.num_rejected == 0:
         return run.make("caption", "captions", config, plan.inputs, build)
+    run.check_writable("caption")
     logger.info("caption   %d rows failed before and get another chance", there.num_rejected)
     if run.before_build is not None:
         run.before_build()

@@ -7,6 +7,7 @@ reports in ``failure``, or whose batch raises and which raises alone too, leaves
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hedwig.schema import check_columns
+from hedwig.vectors import is_vector, read_vectors, vector_array
 
 __all__ = ["Chain", "Step", "check_chain", "columns_to_batch"]
 
@@ -41,15 +43,15 @@ def check_chain(columns: Sequence[str], steps: Sequence[Step], wanted: Sequence[
 
 
 def columns_to_batch(table: pa.Table, names: Sequence[str]) -> Batch:
-    """Columns of an Arrow table as numpy arrays: null numbers are NaN, null texts None, vectors rows of a matrix."""
+    """Columns of an Arrow table as numpy arrays: null numbers are NaN, null texts None, vectors (N, D), read-only.
+
+    A row whose vector is null is NaN too.
+    """
     batch: Batch = {}
     for name in names:
         column = table.column(name)
-        if pa.types.is_fixed_size_list(column.type):
-            width = column.type.list_size
-            flat = column.combine_chunks()
-            values = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else flat
-            batch[name] = np.asarray(values).reshape(-1, width)
+        if is_vector(table.schema.field(name)):
+            batch[name] = read_vectors(table, name)
         elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             batch[name] = column.to_numpy(zero_copy_only=False)
         else:
@@ -70,9 +72,14 @@ class Chain:
     Args:
         steps: the stages, built here once.
         schema: the result's columns; those that the input has and no stage writes are passed through untouched.
+
+    Attributes:
+        spent: of the last batch: ``rows, rejected, bytes_in`` (of images), and ``wall_s:STAGE`` and ``cpu_s:STAGE`` of
+            each stage; CPU seconds are those of all threads of the process.
     """
 
     def __init__(self, steps: Sequence[Step], schema: pa.Schema) -> None:
+        self.spent: dict[str, float] = {}
         self._schema = schema
         self._stages = [step.stage(**step.arguments) for step in steps]
         self._written = {name for step in steps for name in step.stage.writes}
@@ -85,16 +92,28 @@ class Chain:
         size = table.num_rows
         alive = np.arange(size)
         failures: list[str | None] = [None] * size
+        self.spent = {"rows": size, "bytes_in": 0}
         for stage in self._stages:
             if len(alive) == 0:
                 break
+            fetches, wall, cpu = "image_bytes" not in batch, time.perf_counter(), time.process_time()
             batch, reasons = _apply(stage, batch, len(alive))
+            name = type(stage).__name__
+            self.spent[f"wall_s:{name}"] = time.perf_counter() - wall
+            self.spent[f"cpu_s:{name}"] = time.process_time() - cpu
+            if fetches and "image_bytes" in batch:
+                self.spent["bytes_in"] = sum(map(_num_bytes, batch["image_bytes"]))
             keep = np.array([reason is None for reason in reasons], dtype=bool)
             for row, reason in zip(alive, reasons, strict=True):
                 failures[row] = reason
             if not keep.all():
                 alive, batch = alive[keep], {name: column[keep] for name, column in batch.items()}
+        self.spent["rejected"] = size - len(alive)
         return self._result(table, batch, alive, failures)
+
+    def rejected(self, table: pa.Table, reason: str) -> pa.Table:
+        """What comes out when every row has failed for one reason, without trying any."""
+        return self._result(table, {}, np.empty(0, np.int64), [reason] * table.num_rows)
 
     def _result(self, table: pa.Table, batch: Batch, alive: NDArray[Any], failures: list[str | None]) -> pa.Table:
         slots = np.full(table.num_rows, -1, dtype=np.int64)
@@ -106,11 +125,18 @@ class Chain:
             if column.name in table.column_names and column.name not in self._written:
                 columns.append(table.column(column.name).cast(column.type))
             elif len(alive):
-                columns.append(_to_arrow(batch[column.name], column.type).take(take))
+                columns.append(_to_arrow(batch[column.name], column).take(take))
             else:
                 columns.append(pa.nulls(table.num_rows, column.type))
         nullable = pa.schema([f.with_nullable(True) for f in self._schema] + [pa.field(FAILURE, pa.string())])
         return pa.Table.from_arrays([*columns, pa.array(failures, pa.string())], schema=nullable)
+
+
+def _num_bytes(image: Any) -> int:
+    """Of one image, or of all of a panorama in bearings; 0 of one that could not be read."""
+    if isinstance(image, list):
+        return sum(map(_num_bytes, image))
+    return len(image) if isinstance(image, bytes) else 0
 
 
 def _apply(stage: Any, batch: Batch, size: int) -> tuple[Batch, list[str | None]]:
@@ -142,11 +168,10 @@ def _apply(stage: Any, batch: Batch, size: int) -> tuple[Batch, list[str | None]
     return merged, reasons
 
 
-def _to_arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_fixed_size_list(kind):
-        if values.ndim != 2 or values.shape[1] != kind.list_size:
-            raise ValueError(f"vectors of shape {values.shape} do not fit a list of {kind.list_size}")
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind.value_type), type=kind)
+def _to_arrow(values: NDArray[Any], field: pa.Field) -> pa.Array:
+    if is_vector(field):
+        return vector_array(values, field)
+    kind = field.type
     if pa.types.is_fixed_size_binary(kind):
         return pa.array([np.ascontiguousarray(row).tobytes() for row in values], kind)
     if pa.types.is_list(kind):

@@ -19,6 +19,7 @@ from hedwig.config import EncoderConfig, Experiment
 from hedwig.models.encoder import ENCODER_NAMES, EncoderSpec, encoder_spec
 from hedwig.models.fetched import resolve_weights
 from hedwig.models.weights import weights_file
+from hedwig.training.finetune import check_finetuning
 from hedwig.web import Politeness
 
 __all__ = ["check_captions", "check_encoders", "keeps_frames", "sizes_of", "token_budget_of", "weights_of"]
@@ -117,6 +118,7 @@ def check_encoders(x: Experiment, stages: Collection[str]) -> None:
     if not set(stages) & set(ENCODING_STAGES):
         return
     spec = _check_encoder(x.encoder, "encoder")
+    _check_finetuning(x, spec)
     if x.training.use_text and not spec.has_text:
         raise ValueError(
             f"training.use_text is true, and {x.encoder.name} reads no text; set training.use_text=false, or choose an "
@@ -143,6 +145,26 @@ def check_encoders(x: Experiment, stages: Collection[str]) -> None:
                 "another evaluate.baseline, or give it weights."
             )
         _check_encoder(x.evaluate.baseline, "evaluate.baseline", trained=x.encoder.train is not None)
+
+
+def _check_finetuning(x: Experiment, spec: EncoderSpec) -> None:
+    if x.evaluate.baseline is not None and x.evaluate.baseline.is_trained:
+        raise ValueError(
+            "evaluate.baseline.train and evaluate.baseline.finetune do nothing: a baseline without weights gets "
+            "encoder.train's training, any other stays as it is; leave them out."
+        )
+    section = x.encoder.finetune
+    if section is None:
+        return
+    check_finetuning(x.encoder.name, blocks=section.blocks, lora_rank=section.lora_rank)
+    if section.text_weight > 0 and (x.captions.source == "none" or not spec.has_text):
+        why = f"captions.source is {x.captions.source!r}" if spec.has_text else f"{x.encoder.name} reads no text"
+        raise ValueError(f"encoder.finetune.text_weight is {section.text_weight}, and {why}; set it to 0.")
+    if x.encoder.weights is None:
+        logger.warning(
+            "encoder.finetune starts from random weights (encoder.weights is not set); encoder.train would train all "
+            "of a small encoder"
+        )
 
 
 def _check_encoder(encoder: EncoderConfig, key: str, *, trained: bool = False) -> EncoderSpec:

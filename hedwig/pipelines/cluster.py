@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hedwig.config import ClusterConfig
+from hedwig.serving.tokens import ensure_token
 
 __all__ = ["configure_data", "ray_running"]
 
@@ -46,6 +47,7 @@ def ray_running(cluster: ClusterConfig) -> Iterator[None]:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if cluster.address is None:
         os.environ.pop("RAY_ADDRESS", None)
+        ensure_token()
         cpus = cluster.num_cpus or max(4, os.cpu_count() or 1)
         # Logical CPUs: the checkpoint filter, a reader and one actor must fit at once, or Ray Data waits for ever.
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)

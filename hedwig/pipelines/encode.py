@@ -11,9 +11,11 @@ individual images* is ``encoder.fusion``: viclip sees the frames as one panorama
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,13 +31,25 @@ from hedwig.models.weights import settings_digest, weights_file
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.pipelines.chain import Chain, Step, columns_to_batch
 from hedwig.pipelines.checks import keeps_frames, sizes_of, weights_of
+from hedwig.pipelines.reuse import Earlier, find_earlier, images_changed
 from hedwig.pipelines.rows import RowsTask, map_rows
 from hedwig.pipelines.run import Run
 from hedwig.schema import embeddings_schema, vector_field
 from hedwig.sources import ImageReader
+from hedwig.sources.stamps import STAMP, ImageStamper
 from hedwig.training.frames import frames_schema
 
-__all__ = ["baseline", "cutting_steps", "embeddings", "frames", "rows_stage", "slicing_of", "trains_baseline"]
+__all__ = [
+    "baseline",
+    "cutting_steps",
+    "embeddings",
+    "frames",
+    "given_weights",
+    "rows_stage",
+    "slicing_of",
+    "trained_folder",
+    "trains_baseline",
+]
 
 logger = logging.getLogger(__name__)
 Manifest = storage.Manifest
@@ -68,8 +82,17 @@ def rows_stage(
     inputs: Mapping[str, str] | None = None,
     keep: tuple[str, ...] | None = None,
     details: Callable[[], dict[str, Any]] | None = None,
+    incremental: bool = False,
+    on_gpu: bool = False,
 ) -> Manifest:
-    """One stage of the run as a `RowsTask`: see there for the arguments."""
+    """One stage of the run as a `RowsTask`: see there for the arguments.
+
+    Only stages that are `on_gpu` reserve what embed.num_gpus says: the others would hold GPUs that they do not use.
+    With `incremental`, for stages that read images, each row keeps its image's stamp, and only rows that are new or
+    changed are computed: the rest comes from the stage's own last table, or from that of a sibling.
+    """
+    if incremental:
+        steps, schema = [Step(ImageStamper), *steps], schema.append(pa.field(STAMP, pa.string()))
     task = RowsTask(
         kind=kind,
         source=run.folder(source),
@@ -78,12 +101,47 @@ def rows_stage(
         schema=schema,
         config=config,
         inputs=run.inputs(source) if inputs is None else inputs,
-        pool=run.experiment.embed,
+        pool=run.experiment.embed if on_gpu else run.experiment.embed.model_copy(update={"num_gpus": 0.0}),
         max_rejected=run.experiment.data.max_rejected,
         keep=keep,
         details=details,
     )
-    return run.make(stage, kind, config, task.inputs, lambda: map_rows(task, run.rows_progress(stage)))
+    progress = run.rows_progress(stage)
+    if not incremental:
+        return run.make(stage, kind, config, task.inputs, lambda: map_rows(task, progress))
+
+    def build() -> Manifest:
+        with earlier_table(run, stage, task, os.path.basename(run.folder(source))) as folder:
+            return map_rows(task if folder is None else replace(task, earlier=_earlier(folder, task, run)), progress)
+
+    def outdated(folder: str) -> bool:
+        return run.check_images is not None and images_changed(folder, rehash=run.check_images == "contents")
+
+    return run.make(stage, kind, config, task.inputs, build, outdated)
+
+
+@contextmanager
+def earlier_table(run: Run, stage: str, task: RowsTask, source: str) -> Iterator[str | None]:
+    """The folder of a table that rows may be taken from, or None.
+
+    The stage's own last table is set aside first, as links on a local disk, since its folder is about to be emptied;
+    it goes when the block ends without an error, and a killed run finds it again.
+    """
+    config = json.loads(json.dumps(task.config))  # as it was read back
+    asked = (task.kind, config, task.inputs, source)
+    aside = storage.join(storage.resolve(run.experiment.output), ".earlier", os.path.basename(task.folder))
+    if find_earlier([task.folder], *asked) is not None:
+        storage.clone(task.folder, aside)
+        storage.delete(task.folder)  # finished, and about to be made anew: nothing in it is to be gone on with
+    siblings = [storage.join(output, os.path.basename(task.folder)) for output in run.siblings]
+    yield find_earlier([aside, *siblings], *asked)
+    storage.delete(aside)
+
+
+def _earlier(folder: str, task: RowsTask, run: Run) -> Earlier:
+    read = {n for step in task.steps for n in (*step.stage.reads, *getattr(step.stage, "reads_if_there", ()))}
+    written = {name for step in task.steps for name in step.stage.writes}
+    return Earlier(folder, sorted(read - written), sorted(written), rehash=run.check_images == "contents")
 
 
 def frames(run: Run) -> Manifest:
@@ -97,17 +155,33 @@ def frames(run: Run) -> Manifest:
 
 
 def trains_baseline(run: Run) -> bool:
-    """Whether the baseline gets the training that the encoder gets."""
+    """Whether the baseline gets the training that the encoder gets; it is never fine-tuned."""
     baseline = run.experiment.evaluate.baseline
     return run.experiment.encoder.train is not None and baseline is not None and baseline.weights is None
+
+
+def trained_folder(encoder: EncoderConfig) -> str:
+    """Where in the artefact of `encoder` the weights of one are that the run makes itself."""
+    return encoder.name.replace(":", "-")
+
+
+def given_weights(encoder: EncoderConfig) -> tuple[str | None, str | None, dict[str, str]]:
+    """Where the weights are that the settings name, what to record as their name, and the digests of their files."""
+    place = weights_of(encoder)
+    if encoder.weights is None or place is None:
+        return None, None, {}
+    fetched = encoder.weights if resolve_weights(encoder.weights) != encoder.weights else None
+    return place, fetched or place, _digests_of_weights(place, fetched)
 
 
 def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> Manifest:
     x = run.experiment
     slicing, spec = slicing_of(run, encoder), sizes_of(encoder)
     # Inside the run, weights are named relative to it, for a run folder may be moved; fetched ones by their name.
-    weights = f"{os.path.basename(run.folder('encoder'))}/{encoder.name}" if trained else weights_of(encoder)
-    place = storage.join(storage.resolve(x.output), weights) if trained and weights else weights
+    if trained:
+        inside = f"{os.path.basename(run.folder('encoder'))}/{trained_folder(encoder)}"
+        weights = (storage.join(storage.resolve(x.output), inside), inside, dict[str, str]())
+    place, recorded, digests = weights if trained else given_weights(encoder)
     # All that changes a vector, and so all that a query must be embedded with.
     options: dict[str, Any] = {
         "seed": encoder.seed,
@@ -118,15 +192,12 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
     }
     if encoder.quick_gelu is not None or not encoder.name.startswith("viclip-"):
         options["quick_gelu"] = encoder.quick_gelu
-    fetched = not trained and encoder.weights is not None and resolve_weights(encoder.weights) != encoder.weights
     config: dict[str, Any] = {
-        "encoder": {"name": encoder.name, "weights": encoder.weights if fetched else weights, **options},
+        "encoder": {"name": encoder.name, "weights": recorded, **options},
         "slicing": asdict(slicing),
         "captions": {"source": x.captions.source},  # the rest is in the digest of captions/
     }
-    inputs = run.inputs("caption", *(["encoder"] if trained else []))
-    if place is not None and not trained:
-        inputs |= _digests_of_weights(place, encoder.weights if fetched else None)
+    inputs = run.inputs("caption", *(["encoder"] if trained else [])) | digests
     arguments = {
         "encoder_name": encoder.name,
         "weights": place,
@@ -150,7 +221,10 @@ def _embeddings(run: Run, stage: str, encoder: EncoderConfig, trained: bool) -> 
             record["half_size_drift"] = _half_size_drift(run, encoder, arguments)
         return record
 
-    return rows_stage(run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs, details=details)
+    return rows_stage(
+        run, stage, "embeddings", "caption", steps, schema, config, inputs=inputs, details=details, incremental=True,
+        on_gpu=True,
+    )  # fmt: skip
 
 
 def _count_truncated(run: Run, stage: str, encoder: EncoderConfig) -> int:
@@ -198,7 +272,7 @@ def _digests_of_weights(place: str, fetched: str | None) -> dict[str, str]:
 def embeddings(run: Run) -> Manifest:
     """Image and text vectors of every panorama."""
     x = run.experiment
-    return _embeddings(run, "embed", x.encoder, trained=x.encoder.train is not None)
+    return _embeddings(run, "embed", x.encoder, trained=x.encoder.is_trained)
 
 
 def baseline(run: Run) -> Manifest:

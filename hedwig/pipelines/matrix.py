@@ -14,7 +14,7 @@ from typing import Any
 
 from hedwig import storage
 from hedwig.config import Matrix
-from hedwig.pipelines import run_experiment
+from hedwig.pipelines.experiment import run_experiment
 from hedwig.pipelines.run import STAGE_FOLDERS
 from hedwig.report.paper import PaperTable, Scored, paper_table, to_csv, to_html, to_text
 
@@ -70,7 +70,7 @@ def _scored(output: str, labels: dict[str, str]) -> Scored:
         raise ValueError(f"{output} has no scored queries: its test split holds no panorama with a position.")
     synthetic = "SYNTHETIC world, " if record.get("synthetic") else ""
     note = f"{synthetic}{evaluation['num_queries']} queries, encoder {record['encoder_note']}"
-    return Scored(labels, evaluation["methods"], note)
+    return Scored(labels, record["methods"], note)
 
 
 def _queries(scored: list[Scored]) -> str:

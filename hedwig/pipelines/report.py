@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from hedwig import storage
 from hedwig.evaluate import Embedded, evaluate, join_predictions
 from hedwig.geocells import Geocells, Geography
-from hedwig.panorama import decode_image, stitch_bearings
+from hedwig.panorama import PanoramaSlicer, decode_image, stitch_bearings
 from hedwig.pipelines.chain import columns_to_batch
+from hedwig.pipelines.encode import slicing_of
 from hedwig.pipelines.listing import geography_of
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
 from hedwig.pipelines.world import SYNTHETIC_NOTE
@@ -54,7 +55,8 @@ def report(run: Run) -> storage.Manifest:
 
 def _content(run: Run) -> ReportContent:
     x = run.experiment
-    columns = ["pano_id", "lat", "lon", "country", "split", "image_uri", "caption", "bearing_uri", "source", "licence"]
+    columns = ["pano_id", "lat", "lon", "country", "split", "image_uri", "caption", "source", "licence"]
+    columns += ["projection", "heading", "bearing_uri", "bearing_deg"]
     rows = storage.read_table(run.folder("embed"), columns).to_pandas()
     train = rows[rows["split"] == "train"]
     truth = rows[(rows["split"] == "test") & rows["lat"].notna()]
@@ -86,11 +88,15 @@ def _content(run: Run) -> ReportContent:
             confidence_km=calibration.confidence_km if calibration.confidence_weights else None,
         )
         record["encoder"] = note
+        share = _manifest(run, "index").details.get("self_retrieval")
+        if share is not None:  # the index is not built where rows and vectors have slipped against each other
+            record["checks"]["self_retrieval"] = {"share_at_0_km": share, "passed": True}
         if x.evaluate.baseline is not None:
             record["clip_mean_encoder"] = encoder_note(run, "baseline")
         errors_km = record.pop("errors_km")
         queries = join_predictions(truth[["pano_id", "lat", "lon", "country"]], predictions)
-        gallery = _gallery(queries, rows.set_index("pano_id"))
+        slicer = PanoramaSlicer(slicing=slicing_of(run, x.encoder), num_threads=1)
+        gallery = _gallery(queries, rows.set_index("pano_id"), slicer)
     else:
         logger.warning("no test panorama has a position: the report has no scores")
     credits = [SYNTHETIC_NOTE] if synthetic else sorted({f"{s} ({w})" for s, w in zip(*_sources(rows), strict=True)})
@@ -105,6 +111,7 @@ def _content(run: Run) -> ReportContent:
         queries={str(name): queries[name].to_numpy() for name in queries.columns},
         errors_km=errors_km,
         geocells=cells.table,
+        country_shapes=Geography.default().country_polygons(),
         land=Geography.default().land_rings(0.25),
         gallery=gallery,
         credits=[*credits, *GEOGRAPHY_CREDITS],
@@ -170,7 +177,7 @@ def _accounting(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _gallery(queries: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _gallery(queries: pd.DataFrame, rows: pd.DataFrame, slicer: PanoramaSlicer) -> list[dict[str, Any]]:
     """Two of the best, two in the middle and two of the worst answers, with the panoramas that decided them."""
     order = queries.sort_values("error_km", ignore_index=True)
     middle = len(order) // 2
@@ -188,6 +195,7 @@ def _gallery(queries: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Any]]:
                     "kind": kind,
                     "pano_id": query["pano_id"],
                     "strip": _strip(rows.loc[query["pano_id"]]),
+                    "frames": _frames(rows.loc[query["pano_id"]], slicer),
                     "error_km": float(query["error_km"]),
                     "truth": (float(query["lat"]), float(query["lon"])),
                     "prediction": (float(query["pred_lat"]), float(query["pred_lon"])),
@@ -201,6 +209,27 @@ def _gallery(queries: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _neighbour(row: Mapping[str, Any], name: str, score: float) -> dict[str, Any]:
     place = {"lat": float(row["lat"]), "lon": float(row["lon"])}
     return {"pano_id": name, **place, "score": score, "strip": _strip(row)}
+
+
+def _frames(row: Mapping[str, Any], slicer: PanoramaSlicer) -> NDArray[np.uint8] | None:
+    """The frames (V, S, S, 3) that the encoder saw; None when the image is gone, which `_strip` has said."""
+    try:
+        if row["projection"] == "bearings":
+            item: Any = [read_image(str(uri)) for uri in row["bearing_uri"]]
+        else:
+            item = read_image(str(row["image_uri"]))
+    except OSError:
+        return None
+    batch = {"image_bytes": [item], **{name: [row[name]] for name in ("projection", "heading", "bearing_deg")}}
+    done = slicer({name: _objects(values) for name, values in batch.items()})
+    return None if done["failure"][0] is not None else np.asarray(done["frames"][0])
+
+
+def _objects(values: list[Any]) -> NDArray[Any]:
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column
 
 
 def _strip(row: Mapping[str, Any], width: int = 640) -> NDArray[np.uint8] | None:

@@ -1,23 +1,24 @@
 """One table in, one table out, exactly once per row: Ray Data's checkpoint below, an audit of the ids on top.
 
 The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -> one actor pool -> write Parquet, one
-row per panorama from end to end. Everything, failed rows too, is first written to ``<folder>/.staging``; then the
-staged files become ``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed
-at any point, the same call first settles what it finds: whole staged files become parts, half ones are deleted, rows
-that were rejected get another chance (storage may have been down), and the checkpoint is written anew from the ids that
-the parts really hold. So what Ray skips is what is there, and an audit of all ids ends every run.
+row per panorama from end to end. Everything, failed rows too, is first written aside, below an epoch of this run's own
+(`hedwig.pipelines.staged`); then the staged files become ``part-*.parquet`` and the failed rows
+``rejected/part-*.parquet``, and the manifest follows. Killed at any point, the same call first settles what it finds:
+whole staged files become parts, half ones are deleted, rows that were rejected get another chance (storage may have
+been down), and the checkpoint is written anew from the ids that the parts really hold. So what Ray skips is what is
+there, and an audit of all ids ends every run. A row that kills its worker is found and rejected by
+`hedwig.pipelines.suspects`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,16 @@ import pyarrow.parquet as pq
 
 from hedwig import storage
 from hedwig.config import EmbedConfig
-from hedwig.pipelines.chain import FAILURE, Chain, Step, check_chain
+from hedwig.pipelines.chain import Step, check_chain
 from hedwig.pipelines.cluster import configure_data
-from hedwig.schema import REJECTED
+from hedwig.pipelines.measured import Reporter, measured_record, meter_actor
+from hedwig.pipelines.reuse import Earlier, take_over
+from hedwig.pipelines.staged import Staged, audit, num_rows, open_parquet, part_files
+from hedwig.pipelines.suspects import GuardedChain, suspects_actor
 
 __all__ = ["RowsTask", "TooManyRejected", "enforce_max_rejected", "map_rows"]
 
 logger = logging.getLogger(__name__)
-STAGING, CHECKPOINT = ".staging", ".checkpoint"
 
 
 class TooManyRejected(ValueError):
@@ -59,6 +62,8 @@ class RowsTask:
         details: what else to write into the manifest, found out when all rows are there.
         skip: beginnings of the names of files that the manifest does not list; "rejected/" where rejected rows are
             tried again without making the artefact another one.
+        timeout_s: the longest that one batch may take, and a row that is tried alone; None for ever.
+        earlier: a table whose rows are taken over where they would come out the same.
     """
 
     kind: str
@@ -73,10 +78,16 @@ class RowsTask:
     keep: Sequence[str] | None = None
     details: Callable[[], dict[str, Any]] | None = None
     skip: Sequence[str] = ()
+    timeout_s: float | None = None
+    earlier: Earlier | None = None
 
 
-def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = None) -> storage.Manifest:
+def map_rows(task: RowsTask, on_progress: Callable[..., None] | None = None) -> storage.Manifest:
     """Run the steps over every row of the source and publish the result; resumes what an earlier call began.
+
+    Args:
+        task: what to do.
+        on_progress: called about once a second with (rows done, rows in all, rows rejected by this call).
 
     Raises:
         SchemaError: the steps do not fit together or to the source.
@@ -84,17 +95,20 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
     """
     started = time.monotonic()
     ids = _source_ids(task)
-    staging = storage.join(task.folder, STAGING)
     _forget_other_work(task)
-    done = _settle(task)
+    staged = Staged(task.folder, task.kind, task.schema)
+    done = staged.settle()
     if done:
         logger.info("%-9s resumed: %d/%d rows were done before", task.kind, len(done), len(ids))
+    reused = _take_over(task, ids - done, staged)
+    done |= reused
+    details: dict[str, Any] = {"reused": len(reused)} if task.earlier is not None else {}
     if ids - done:
-        with _watching(staging, len(ids), len(done), on_progress):
-            _run(task, len(ids))
-    counts = _publish_files(task)
+        details["measured"] = _measured_run(task, ids, done, staged, on_progress)
+    counts = staged.publish()
     enforce_max_rejected(task.kind, counts.rejected, len(ids), task.max_rejected, counts.reasons, counts.example)
-    _audit(task, ids)
+    audit(task.folder, task.kind, ids)
+    staged.check()
     manifest = storage.publish(
         task.folder,
         kind=task.kind,
@@ -104,22 +118,51 @@ def map_rows(task: RowsTask, on_progress: Callable[[int, int], None] | None = No
         num_out=counts.out,
         num_rejected=counts.rejected,
         rejected_reasons=counts.reasons,
-        details=task.details() if task.details is not None else {},
+        details={**(task.details() if task.details is not None else {}), **details},
         seconds=time.monotonic() - started,
         skip=task.skip,
     )
-    for leftover in (STAGING, CHECKPOINT):
-        storage.delete(storage.join(task.folder, leftover))
+    staged.clear()
     return manifest
 
 
-def _parts(folder: str) -> list[str]:
-    return [f for f in storage.list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
+def _take_over(task: RowsTask, wanted: set[str], staged: Staged) -> set[str]:
+    """Put the rows that an earlier table has into the folder, and their ids among those that Ray need not do."""
+    if task.earlier is None or not wanted:
+        return set()
+    written = {name for step in task.steps for name in step.stage.writes}
+    there = pq.read_schema(open_parquet(part_files(task.source)[0])).names
+    source = storage.read_table(task.source, list(dict.fromkeys(
+        ["pano_id", *(n for n in task.schema.names if n in there and n not in written), *task.earlier.read]
+    )))  # fmt: skip
+    source = source.filter(pc.is_in(source["pano_id"], pa.array(sorted(wanted))))
+    taken = take_over(task.earlier, source, task.folder, task.schema)
+    if taken:
+        ids = pa.table([pa.array(sorted(taken))], schema=pa.schema([task.schema.field("pano_id")]))
+        storage.write_table(storage.join(staged.checkpoint, "taken-over.parquet"), ids)
+    logger.info("%-9s %d of %d rows are as before and were taken over", task.kind, len(taken), len(wanted))
+    return taken
+
+
+def _measured_run(
+    task: RowsTask,
+    ids: set[str],
+    done: set[str],
+    staged: Staged,
+    on_progress: Callable[..., None] | None,
+) -> dict[str, Any]:
+    """Run the flow over the rows that are not done; returns what it took."""
+    import ray
+
+    meter, began = meter_actor(), time.monotonic()
+    with _watching(staged.staging, len(ids), len(done), meter, on_progress):
+        workers = _run(task, len(ids), staged, meter)
+    return measured_record(ray.get(meter.totals.remote()), time.monotonic() - began, workers)
 
 
 def _source_ids(task: RowsTask) -> set[str]:
     table = storage.read_table(task.source, ["pano_id", "split"])
-    fs, first = storage.filesystem(_parts(task.source)[0])
+    fs, first = storage.filesystem(part_files(task.source)[0])
     check_chain(pq.read_schema(first, filesystem=fs).names, task.steps, task.schema.names)
     if task.keep is not None:
         table = table.filter(pc.is_in(table["split"], pa.array(list(task.keep))))
@@ -136,56 +179,49 @@ def _forget_other_work(task: RowsTask) -> None:
     storage.delete(storage.join(task.folder, storage.MANIFEST))
 
 
-def _settle(task: RowsTask) -> set[str]:
-    """Bring an unfinished folder into order; returns the ids that are done."""
-    for path in storage.list_files(storage.join(task.folder, STAGING), suffix=".parquet"):
-        try:
-            pq.read_metadata(*_where(path))
-        except pa.ArrowInvalid:
-            storage.delete(path)  # cut off by a kill, so never committed
-    _publish_files(task)
-    for leftover in (STAGING, CHECKPOINT, "rejected"):
-        storage.delete(storage.join(task.folder, leftover))
-    tables = [pq.read_table(*_where(path), columns=["pano_id"]) for path in _parts(task.folder)]
-    if not tables:
-        return set()
-    done = pa.concat_tables(tables)
-    storage.write_table(storage.join(task.folder, CHECKPOINT, "settled.parquet"), done)
-    return set(done["pano_id"].to_pylist())
-
-
-def _run(task: RowsTask, num_rows: int) -> None:
-    """The Ray Data flow itself."""
+def _run(task: RowsTask, num_rows: int, staged: Staged, meter: Any) -> int:
+    """The Ray Data flow itself; returns the most workers that it may have had."""
     import ray
     from ray.data import ActorPoolStrategy
 
     pool = task.pool
-    fs, staging = storage.filesystem(storage.join(task.folder, STAGING))
-    checkpoint = storage.filesystem(storage.join(task.folder, CHECKPOINT))[1]
+    fs, staging = storage.filesystem(staged.staging)
+    checkpoint = storage.filesystem(staged.checkpoint)[1]
     remote = storage.is_remote(task.folder)
     configure_data(checkpoint=checkpoint, filesystem=fs if remote else None)
     _check_cpus(pool)
     actors = max(1, min(pool.max_actors or pool.num_actors, -(-num_rows // pool.rows_per_block)))
     blocks = max(-(-num_rows // pool.rows_per_block), min(2 * actors, num_rows))
+    suspects = suspects_actor(actors, task.timeout_s)
     try:
         rows = ray.data.read_parquet(
-            [storage.filesystem(f)[1] for f in _parts(task.source)],
+            [storage.filesystem(f)[1] for f in part_files(task.source)],
             filesystem=storage.filesystem(task.source)[0],
             override_num_blocks=blocks,
         )
         if task.keep is not None:
             rows = rows.map_batches(_Keep(tuple(task.keep)), batch_format="pyarrow", batch_size=None)
         rows.map_batches(
-            Chain,
-            fn_constructor_kwargs={"steps": list(task.steps), "schema": task.schema},
+            GuardedChain,
+            fn_constructor_kwargs={
+                "steps": list(task.steps),
+                "schema": task.schema,
+                "suspects": suspects,
+                "timeout_s": task.timeout_s,
+                "make_report": partial(Reporter, task.kind, meter),
+            },
             batch_format="pyarrow",
             batch_size=pool.batch_size,
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
-            compute=ActorPoolStrategy(min_size=min(pool.num_actors, actors), max_size=actors),
+            # One task in flight: of two that a restarted actor gets again, the second was seen to wait for ever.
+            compute=ActorPoolStrategy(
+                min_size=min(pool.num_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
+            ),
         ).write_parquet(staging, filesystem=fs if remote else None)
     finally:
         configure_data()
+    return actors
 
 
 class _Keep:
@@ -211,8 +247,12 @@ def _check_cpus(pool: EmbedConfig) -> None:
 
 
 @contextmanager
-def _watching(staging: str, total: int, before: int, on_progress: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Count the committed rows once a second while the block runs."""
+def _watching(
+    staging: str, total: int, before: int, meter: Any, on_progress: Callable[..., None] | None
+) -> Iterator[None]:
+    """Count the committed and the rejected rows once a second while the block runs."""
+    import ray
+
     if on_progress is None:
         yield
         return
@@ -224,11 +264,11 @@ def _watching(staging: str, total: int, before: int, on_progress: Callable[[int,
             try:
                 for path in storage.list_files(staging, suffix=".parquet"):
                     if path not in counted:
-                        fs, inner = storage.filesystem(path)
-                        counted[path] = pq.read_metadata(inner, filesystem=fs).num_rows
-            except (OSError, pa.ArrowInvalid):
-                continue  # a file that is being written; it counts at the next look
-            on_progress(min(before + sum(counted.values()), total), total)
+                        counted[path] = num_rows(path)
+                rejected = int(ray.get(meter.totals.remote(), timeout=5.0).get("rejected", 0))
+            except (OSError, pa.ArrowInvalid, ray.exceptions.RayError):
+                continue  # a file that is being written, or an actor that starts again: at the next look
+            on_progress(min(before + sum(counted.values()), total), total, rejected)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -237,54 +277,6 @@ def _watching(staging: str, total: int, before: int, on_progress: Callable[[int,
     finally:
         stop.set()
         watcher.join()
-
-
-@dataclass
-class _Counts:
-    out: int
-    rejected: int
-    reasons: dict[str, int]
-    example: str
-
-
-def _publish_files(task: RowsTask) -> _Counts:
-    """Turn staged files into the table and its rejected rows; the same staged file always makes the same two files."""
-    rejected_folder = storage.join(task.folder, "rejected")
-    for path in storage.list_files(storage.join(task.folder, STAGING), suffix=".parquet"):
-        fs, inner = storage.filesystem(path)
-        table = pq.read_table(inner, filesystem=fs)
-        name = f"part-{os.path.basename(path)}"
-        failed = pc.is_valid(table[FAILURE])
-        good = table.filter(pc.invert(failed)).select(task.schema.names).cast(task.schema)
-        if good.num_rows:
-            storage.write_table(storage.join(task.folder, name), good)
-        bad = table.filter(failed)
-        if bad.num_rows:
-            storage.write_table(storage.join(rejected_folder, name), _rejections(bad, task.kind))
-        storage.delete(path)
-    num_out = sum(_num_rows(f) for f in _parts(task.folder))
-    files = storage.list_files(rejected_folder, suffix=".parquet")
-    texts = [t for file in files for t in pq.read_table(*_where(file), columns=["reason"])["reason"].to_pylist()]
-    reasons = Counter(text.split(":")[0] for text in texts)
-    return _Counts(num_out, len(texts), dict(reasons.most_common()), texts[0] if texts else "")
-
-
-def _where(path: str) -> tuple[Any]:
-    fs, inner = storage.filesystem(path)
-    return (fs.open_input_file(inner),)
-
-
-def _num_rows(path: str) -> int:
-    fs, inner = storage.filesystem(path)
-    return int(pq.read_metadata(inner, filesystem=fs).num_rows)
-
-
-def _rejections(bad: pa.Table, kind: str) -> pa.Table:
-    size = bad.num_rows
-    uris = bad["image_uri"] if "image_uri" in bad.column_names else pa.nulls(size, pa.string())
-    return pa.table(
-        [bad["pano_id"], uris, pa.nulls(size, pa.int64()), pa.array([kind] * size), bad[FAILURE]], schema=REJECTED
-    )
 
 
 def enforce_max_rejected(
@@ -307,19 +299,4 @@ def enforce_max_rejected(
             f"{int(np.floor(limit))}. Commonest reasons: {commonest}."
             + (f" For example: {example}." if example else "")
             + f" Every rejected row stands in {where or f'{kind}/rejected/'}. Mend the input, or raise {setting}."
-        )
-
-
-def _audit(task: RowsTask, ids: set[str]) -> None:
-    """Compare the ids on disk with the ids asked for, one by one."""
-    seen: Counter[str] = Counter()
-    for folder in (task.folder, storage.join(task.folder, "rejected")):
-        for path in storage.list_files(folder, suffix=".parquet"):
-            seen.update(pq.read_table(*_where(path), columns=["pano_id"])["pano_id"].to_pylist())
-    lost, doubled = ids - set(seen), [i for i, count in seen.items() if count > 1]
-    strange = set(seen) - ids
-    if lost or doubled or strange:
-        raise RuntimeError(
-            f"{task.kind}: the audit found {len(lost)} lost, {len(doubled)} doubled and {len(strange)} unknown ids "
-            f"(e.g. {[*lost, *doubled, *strange][:3]}). Delete {task.folder} and run again; please report this."
         )

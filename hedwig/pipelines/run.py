@@ -3,6 +3,9 @@
 Each stage says what it depends on: its settings and the manifests of its inputs. When the artefact on disk was made for
 exactly these, the stage is skipped, and everything after it that depends on nothing else too. That is all there is to
 resuming: there is no database, no state beside the artefacts.
+
+A version that is published is not written to: a stage that would have to be made there raises `Protected`, and
+`hedwig.pipelines.versions` then lets a new version grow beside it.
 """
 
 from __future__ import annotations
@@ -12,14 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from hedwig import storage
 from hedwig.config import Experiment
 
-__all__ = ["STAGE_FOLDERS", "Run", "write_experiment"]
+__all__ = ["STAGE_FOLDERS", "Protected", "Run", "write_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +43,33 @@ STAGE_FOLDERS = {
 }
 
 
+class Protected(RuntimeError):
+    """A stage of a published version is not up to date, and published versions are not written to."""
+
+
 @dataclass
 class Run:
     """One experiment being run.
 
     Attributes:
         experiment: the settings.
-        progress: called with (stage, rows done, rows in all) while rows flow.
+        progress: called with (stage, rows done, rows in all) while rows flow, and with the number of rejected rows
+            where that is known.
         before_build: called before an artefact is made, and not when all is up to date: starts Ray.
         siblings: outputs of other runs; an artefact that one of them has made of the same is taken over from there.
+        protected: raise `Protected` instead of writing anything.
+        check_images: look whether images have changed since, though the listing has not: "stamps" compares their sizes
+            and times, "contents" reads them all; None believes the listing.
         resumed: stages whose artefact was there already.
         made: stage -> seconds it took.
     """
 
     experiment: Experiment
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Callable[..., None] | None = None
     before_build: Callable[[], None] | None = None
     siblings: Sequence[str] = ()
+    protected: bool = False
+    check_images: Literal["stamps", "contents"] | None = None
     resumed: list[str] = field(default_factory=list)
     made: dict[str, float] = field(default_factory=dict)
 
@@ -98,15 +111,26 @@ class Run:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         build: Callable[[], storage.Manifest],
+        outdated: Callable[[str], bool] = lambda folder: False,
     ) -> storage.Manifest:
-        """The stage's manifest: the one on disk if it is up to date, else what `build` returns."""
+        """The stage's manifest: the one on disk if it is up to date, else what `build` returns.
+
+        Args:
+            stage: name of the stage.
+            kind: of its artefact.
+            config: settings that it depends on.
+            inputs: name -> manifest digest of the artefacts that it depends on.
+            build: makes it.
+            outdated: whether what is in a folder is old although settings and inputs are the same.
+        """
         config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
         manifest = self.finished(stage, kind, config, inputs)
-        if manifest is not None:
+        if manifest is not None and not outdated(self.folder(stage)):
             self.resumed.append(stage)
             logger.info("%-9s up to date: %s", stage, _counts(manifest))
             return manifest
-        manifest = self._taken_over(stage, kind, config, inputs)
+        self.check_writable(stage)
+        manifest = self._taken_over(stage, kind, config, inputs, outdated)
         if manifest is not None:
             self.resumed.append(stage)
             logger.info("%-9s the same as in an earlier run: %s", stage, _counts(manifest))
@@ -119,22 +143,32 @@ class Run:
         logger.info("%-9s done in %.1f s: %s", stage, self.made[stage], _counts(manifest))
         return manifest
 
+    def check_writable(self, stage: str) -> None:
+        """Raise Protected when this version is published."""
+        if self.protected:
+            raise Protected(f"{self.folder(stage)} would be made anew, and {self.experiment.output} is published.")
+
     def _taken_over(
-        self, stage: str, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+        self,
+        stage: str,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        outdated: Callable[[str], bool],
     ) -> storage.Manifest | None:
         """The artefact of a sibling that was made of the same settings and inputs, now here too."""
         for output in self.siblings:
             there = Run(self.experiment.model_copy(update={"output": output}))
             manifest = there.finished(stage, kind, config, inputs)
-            if manifest is not None:
+            if manifest is not None and not outdated(there.folder(stage)):
                 storage.clone(there.folder(stage), self.folder(stage))
                 return manifest
         return None
 
-    def rows_progress(self, stage: str) -> Callable[[int, int], None] | None:
+    def rows_progress(self, stage: str) -> Callable[..., None] | None:
         """The progress callback of `map_rows` for one stage."""
         call = self.progress
-        return None if call is None else lambda done, total: call(stage, done, total)
+        return None if call is None else lambda *counts: call(stage, *counts)
 
 
 def _counts(manifest: storage.Manifest) -> str:

@@ -18,12 +18,20 @@ from hedwig.geocells import Geocells, build_geocells, measure
 from hedwig.pipelines.caption import captions
 from hedwig.pipelines.chain import Step, columns_to_batch
 from hedwig.pipelines.checks import keeps_frames
-from hedwig.pipelines.encode import baseline, embeddings, frames, rows_stage, trains_baseline
+from hedwig.pipelines.encode import (
+    baseline,
+    embeddings,
+    frames,
+    given_weights,
+    rows_stage,
+    trained_folder,
+    trains_baseline,
+)
 from hedwig.pipelines.listing import count_values, geography_of, panoramas
 from hedwig.pipelines.run import Run
 from hedwig.retrieve import Predictor, build_index
 from hedwig.schema import PREDICTIONS
-from hedwig.training import train_encoder, train_geolocator
+from hedwig.training import finetune_encoder, train_encoder, train_geolocator
 
 __all__ = ["STAGES"]
 
@@ -31,29 +39,82 @@ Manifest = storage.Manifest
 
 
 def encoder(run: Run) -> Manifest:
-    """A tiny encoder (and the baseline of the same size, with the same budget) trained from scratch on these frames."""
+    """The encoder whose weights the run makes itself on its frames: trained from scratch, or fine-tuned."""
+    if run.experiment.encoder.finetune is not None:
+        return _finetuned(run)
+    if run.experiment.encoder.train is not None:
+        return _trained_from_scratch(run)
+    raise ValueError(
+        "Neither encoder.train nor encoder.finetune is set: the encoder's weights are used as given, there is nothing "
+        "to train."
+    )
+
+
+def _trained_from_scratch(run: Run) -> Manifest:
+    """A tiny encoder, and the baseline of the same size with the same budget."""
     x = run.experiment
-    if x.encoder.train is None:
-        raise ValueError("encoder.train is not set: the encoder's weights are given, there is nothing to train.")
     encoders = [x.encoder] + ([x.evaluate.baseline] if trains_baseline(run) and x.evaluate.baseline else [])
     names = [encoder.name for encoder in encoders]
     fusions = {encoder.name: {"fusion": encoder.fusion, "temporal": encoder.temporal} for encoder in encoders}
-    options = x.encoder.train.model_dump()
+    options = x.encoder.train.model_dump() if x.encoder.train else {}
     config = {"encoders": names, "fusions": fusions, "training": options}
     inputs = run.inputs("frames")
+
+    def train(source: str, target: str) -> Mapping[str, Any]:
+        return train_encoder(
+            frames=source,
+            output=target,
+            encoders=names,
+            fusions=fusions,
+            scratch=_scratch(run),
+            run_name=_run_name("encoder", config, inputs),
+            **options,
+        )
+
+    return _encoder_stage(run, config, inputs, train)
+
+
+def _finetuned(run: Run) -> Manifest:
+    """The encoder's given weights, changed; the baseline stays as its publisher left it."""
+    chosen = run.experiment.encoder
+    options = chosen.finetune.model_dump() if chosen.finetune else {}
+    place, recorded, digests = given_weights(chosen)
+    loading: dict[str, Any] = {
+        "encoder": chosen.name,
+        "quick_gelu": chosen.quick_gelu,
+        "fusion": chosen.fusion,
+        "temporal": chosen.temporal,
+        "long_captions": chosen.long_captions,
+        "random_seed": chosen.seed,
+    }
+    config = {"finetuned": {**loading, "weights": recorded}, "training": options}
+    inputs = run.inputs("frames") | digests
+
+    def train(source: str, target: str) -> Mapping[str, Any]:
+        figures = finetune_encoder(
+            frames=source,
+            output=storage.join(target, trained_folder(chosen)),
+            scratch=_scratch(run),
+            run_name=_run_name("finetune", config, inputs),
+            weights=place,
+            sha256=chosen.sha256,
+            **loading,
+            **options,
+        )
+        return {chosen.name: figures}
+
+    return _encoder_stage(run, config, inputs, train)
+
+
+def _encoder_stage(
+    run: Run, config: Mapping[str, Any], inputs: Mapping[str, str], train: Callable[[str, str], Mapping[str, Any]]
+) -> Manifest:
+    """What `train(frames, output)` makes, published with its metrics."""
 
     def build() -> Manifest:
         started = time.monotonic()
         with storage.local_copy(run.folder("frames")) as source, storage.writing(run.folder("encoder")) as target:
-            metrics = train_encoder(
-                frames=str(source),
-                output=str(target),
-                encoders=names,
-                fusions=fusions,
-                scratch=_scratch(run),
-                run_name=_run_name("encoder", config, inputs),
-                **options,
-            )
+            metrics = train(str(source), str(target))
         source_manifest = storage.read_manifest(run.folder("frames"))
         num = source_manifest.num_out if source_manifest else 0
         return _published(

@@ -13,9 +13,11 @@ import numpy as np
 
 from hedwig.report.charts import draw_calibration, draw_error_cdf
 from hedwig.report.content import ReportContent, column, report_json
+from hedwig.report.country_map import draw_countries
 from hedwig.report.drawing import png_bytes
 from hedwig.report.maps import draw_errors, draw_geocells, draw_panoramas
 from hedwig.report.page import Picture, render_page
+from hedwig.report.reliability import draw_reliability
 from hedwig.report.tables import console_table
 from hedwig.storage import write_bytes
 
@@ -45,7 +47,7 @@ def write_report(folder: Path, content: ReportContent) -> list[Path]:
 
 
 def draw_pictures(content: ReportContent) -> dict[str, Picture]:
-    """The pictures by file stem, with the words that describe them; calibration only where radius or confidence is."""
+    """The pictures by file stem, with the words that describe them; what has nothing to show is left out."""
     synthetic, queries = content.synthetic, content.queries
     evaluation = content.evaluation or {}
     places = (column(queries, "lat"), column(queries, "lon"))
@@ -71,6 +73,20 @@ def draw_pictures(content: ReportContent) -> dict[str, Picture]:
             "The classes that the geolocator chooses from, and how much it has seen of each.",
         ),
     }
+    if countries := evaluation.get("countries"):
+        drawn = draw_countries(countries, content.country_shapes, queries, content.land, synthetic=synthetic)
+        pictures["map_countries"] = Picture(
+            png_bytes(drawn),
+            "Map of the countries coloured by the median error of their queries.",
+            "The median error of each country; how many queries and which interval, in the table by country below.",
+        )
+    judged = evaluation.get("calibration") or {}
+    if any(judged.get(name) for name in ("confidence", "radius_50", "radius_90")):
+        pictures["reliability"] = Picture(
+            png_bytes(draw_reliability(judged, synthetic=synthetic)),
+            "Reliability diagram of the stated confidence, and coverage of the regions of 50 and 90 %.",
+            "On the line, promises are kept; below it, answers are surer of themselves than they should be.",
+        )
     if any(np.isfinite(column(queries, name)).any() for name in ("radius_km", "confidence")):
         coverage = evaluation.get("radius_coverage")
         share = coverage.get("share") if isinstance(coverage, dict) else coverage

@@ -38,8 +38,10 @@ class ReportContent:
         errors_km: method name -> (Q,) great-circle errors in km, for the distribution.
         geocells: a GeoDataFrame of ``cell_id, geometry, lat, lon, num_panoramas, country``, or None.
         land: country outlines, each (K, 2) of lat, lon in degrees.
+        country_shapes: a GeoDataFrame of ``country, geometry`` for the map by country, or None.
         gallery: examples: ``pano_id, strip`` ((H, W, 3) uint8 or None), ``error_km, truth, prediction`` ((lat, lon)),
-            ``caption, neighbours`` (each ``pano_id, lat, lon, score, strip``) and, if wished, ``kind``.
+            ``caption, neighbours`` (each ``pano_id, lat, lon, score, strip``) and, if wished, ``kind`` and ``frames``
+            ((V, S, S, 3) uint8: what the encoder saw).
         credits: lines to be shown with the data, as their licences ask.
         versions: package -> version.
         timings: stage -> seconds.
@@ -57,6 +59,7 @@ class ReportContent:
     errors_km: Mapping[str, Floats] = field(default_factory=dict)
     geocells: Any = None
     land: list[Floats] = field(default_factory=list)
+    country_shapes: Any = None
     gallery: list[dict[str, Any]] = field(default_factory=list)
     credits: list[str] = field(default_factory=list)
     versions: Mapping[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from hedwig.report.content import Floats
 from hedwig.report.drawing import COAST, INK, LAND, MUTED, PALE, SEA, WIDTH_IN, new_figure
 from hedwig.report.view import View, polygon_path
 
-__all__ = ["MARGIN_IN", "clip_to", "new_map"]
+__all__ = ["MARGIN_IN", "clip_to", "globe_patch", "land_paths", "new_map"]
 
 MARGIN_IN, TOP_IN, BOTTOM_IN = 0.2, 0.68, 0.6
 
@@ -40,18 +40,15 @@ def new_map(view: View, land: Sequence[Floats]) -> tuple[Figure, Axes, PathPatch
     )
     axes.set_xlim(view.extent[0], view.extent[1])
     axes.set_ylim(view.extent[2], view.extent[3])
-    globe = view.globe()
     ground = SEA if len(land) else "#f7f6f3"
-    clip: PathPatch | None = None
-    if globe is None:
+    clip = globe_patch(axes, view, ground)
+    if clip is None:
         axes.set_facecolor(ground)
         _region_frame(axes, view)
     else:
         axes.axis("off")
-        clip = PathPatch(globe, facecolor=ground, edgecolor=PALE, linewidth=0.8, zorder=0)
-        axes.add_patch(clip)
         _graticule(axes, view, clip)
-    paths = _land_paths(view, land)
+    paths = land_paths(view, land)
     if paths:
         shapes = PathCollection(paths, facecolors=LAND, edgecolors=COAST, linewidths=0.5, zorder=2)
         axes.add_collection(shapes, autolim=False)
@@ -59,7 +56,17 @@ def new_map(view: View, land: Sequence[Floats]) -> tuple[Figure, Axes, PathPatch
     return figure, axes, clip
 
 
-def _land_paths(view: View, land: Sequence[Floats]) -> list[Outline]:
+def globe_patch(axes: Axes, view: View, ground: str) -> PathPatch | None:
+    """The globe in the colour of the ground, added to the axes, to clip with; None for a region."""
+    globe = view.globe()
+    if globe is None:
+        return None
+    patch = PathPatch(globe, facecolor=ground, edgecolor=PALE, linewidth=0.8, zorder=0)
+    axes.add_patch(patch)
+    return patch
+
+
+def land_paths(view: View, land: Sequence[Floats]) -> list[Outline]:
     """Rings as paths in the view, simplified to a pixel; what is smaller than a pixel is left out."""
     rings = [np.asarray(ring, dtype=np.float64) for ring in land]
     rings = [r for r in rings if r.ndim == 2 and len(r) >= 3 and max(np.ptp(r, axis=0)) > view.pixel_deg]

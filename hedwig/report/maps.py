@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike
 
 from hedwig.report.content import Floats, column
 from hedwig.report.drawing import BLUE, INK, MUTED, VERMILLION, WIDTH_IN, error_scale, say_empty, title
-from hedwig.report.ground import MARGIN_IN, clip_to, new_map
+from hedwig.report.ground import MARGIN_IN, clip_to, land_paths, new_map
 from hedwig.report.tables import THRESHOLDS_KM
 from hedwig.report.view import View, fit_view, great_circles, polygon_path
 
-__all__ = ["draw_errors", "draw_geocells", "draw_panoramas"]
+__all__ = ["draw_errors", "draw_geocells", "draw_panoramas", "error_bar"]
 
 MAX_WAYS = 400
 
@@ -90,6 +90,11 @@ def draw_geocells(geocells: Any, land: Sequence[Floats], *, synthetic: bool = Fa
     )  # fmt: skip
     axes.add_collection(cells, autolim=False)
     clip_to(cells, clip)
+    coast = PathCollection(
+        land_paths(view, land), facecolors="none", edgecolors=INK, linewidths=0.35, alpha=0.45, zorder=5
+    )
+    axes.add_collection(coast, autolim=False)
+    clip_to(coast, clip)
     size = float(np.clip(1500 / len(drawn), 0.8, 10.0))
     dots = axes.scatter(*_xy(view, lat, lon), s=size, c="white", edgecolors=INK, linewidths=0.3, zorder=6)
     clip_to(dots, clip)
@@ -146,10 +151,18 @@ def draw_errors(queries: Mapping[str, Any], land: Sequence[Floats], *, synthetic
     if not len(lat):
         say_empty(axes, "No query has both a known position and an answer.")
         return figure
-    bar = _bar(figure, dots, "error", width_in=5.6)
+    error_bar(figure, dots, "error")
+    return figure
+
+
+def error_bar(figure: Figure, mappable: Any, words: str, ticks_km: Sequence[int] = ()) -> None:
+    """The colour bar of errors, by default 1 to 20,000 km with the names of the thresholds."""
+    bar = _bar(figure, mappable, words, width_in=5.6)
+    if ticks_km:
+        bar.set_ticks(list(ticks_km), labels=[f"{km:,} km" for km in ticks_km])
+        return
     bar.set_ticks([int(km) for km in THRESHOLDS_KM] + [20_000])
     bar.set_ticklabels([f"{int(km):,} km\n{word}" for km, word in THRESHOLDS_KM.items()] + ["20,000 km\nantipode"])
-    return figure
 
 
 def _bar(figure: Figure, mappable: Any, words: str, width_in: float = 3.0) -> Colorbar:

@@ -8,16 +8,14 @@ is absent from the content has no section, save queries without truth, of which 
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from hedwig.report.content import Floats, ReportContent, column, plain
+from hedwig.report.content import ReportContent, column, plain
+from hedwig.report.gallery import example_maps, examples
 from hedwig.report.sections import (
     accounting,
     all_figures,
@@ -69,8 +67,9 @@ def render_page(content: ReportContent, pictures: Mapping[str, Picture]) -> str:
         ]
     )
     colophon = _colophon(content)
+    maps = example_maps(content)
     for widths in STRIP_WIDTHS:
-        body = f"{head}<main>{key}{figures}{_gallery(content, *widths)}{rest}{colophon}</main>{_footer(content)}"
+        body = f"{head}<main>{key}{figures}{examples(content, maps, *widths)}{rest}{colophon}</main>{_footer(content)}"
         page = _document(_title(content), body)
         if len(page.encode()) <= MAX_PAGE_BYTES:
             break
@@ -160,78 +159,6 @@ def _figures(pictures: Sequence[Picture]) -> str:
     if not pictures:
         return ""
     return f'<h2>Pictures</h2><section class="two">{"".join(_figure(p) for p in pictures)}</section>'
-
-
-def _gallery(content: ReportContent, width_px: int, neighbour_px: int) -> str:
-    """The examples: the strip, what was said of it, and the neighbours that the answer rests on."""
-    if not content.gallery:
-        return ""
-    errors = column(content.queries, "error_km")
-    blocks = []
-    for example in sorted(content.gallery, key=_error_or_last):
-        name = text(str(example.get("pano_id", "")))
-        strip = _strip(example.get("strip"), width_px, f"panorama {example.get('pano_id', '')}")
-        near = "".join(_neighbour(n, neighbour_px) for n in example.get("neighbours") or [])
-        near = f'<p class="quiet">nearest references</p><ul class="near">{near}</ul>' if near else ""
-        caption = example.get("caption")
-        blocks.append(
-            f'<article class="example"><h3>{_rank(example, errors)}</h3><div>{strip}'
-            f'<p class="quiet"><code>{name}</code>{f" · “{text(str(caption))}”" if caption else ""}</p></div>'
-            f"<div><dl><dt>truth</dt><dd>{_place(example.get('truth'))}</dd>"
-            f"<dt>answer</dt><dd>{_place(example.get('prediction'))}</dd></dl>"
-            f"{near}</div></article>"
-        )
-    return f"<h2>Examples, from the best to the worst</h2>{''.join(blocks)}"
-
-
-def _error_or_last(example: Mapping[str, Any]) -> float:
-    error = plain(example.get("error_km"))
-    return float("inf") if error is None else float(error)
-
-
-def _rank(example: Mapping[str, Any], errors: Floats) -> str:
-    """How far off an example is, and its rank among the queries."""
-    error = plain(example.get("error_km"))
-    kind = f"{text(str(example['kind']).capitalize())}: " if example.get("kind") else ""
-    if error is None:
-        return f"{kind}error unknown"
-    errors = errors[np.isfinite(errors)]
-    # half a metre of tolerance: the example's error may have gone through text
-    rank = int(np.sum(errors < float(error) - 5e-4)) + 1
-    place = f' <span class="quiet">rank {rank:,} of {len(errors):,} queries</span>' if len(errors) else ""
-    return f"{kind}{text(number(float(error)))} km off{place}"
-
-
-def _neighbour(neighbour: Mapping[str, Any], width_px: int) -> str:
-    name = str(neighbour.get("pano_id", ""))
-    place = _place((neighbour.get("lat"), neighbour.get("lon")))
-    score = neighbour.get("score")
-    return (
-        f"<li>{_strip(neighbour.get('strip'), width_px, f'neighbour {name}')}<span><code>{text(name)}</code><br>{place}"
-        f"{f' · {text(number(score))}' if score is not None else ''}</span></li>"
-    )
-
-
-def _strip(pixels: Any, width_px: int, alt: str) -> str:
-    """(H, W, 3) uint8 as a JPEG no wider than `width_px`; a frame with words where there is none."""
-    if pixels is None or width_px == 0 or np.ndim(pixels) != 3 or 0 in np.shape(pixels):
-        return '<span class="none">no picture</span>'
-    image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).convert("RGB")
-    if image.width > width_px:
-        image = image.resize((width_px, max(1, round(image.height * width_px / image.width))), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="strip" alt="{text(alt)}" src="data:image/jpeg;base64,{data}">'
-
-
-def _place(position: Any) -> str:
-    """A position in degrees with its hemispheres."""
-    position = plain(position)
-    if not isinstance(position, list) or len(position) != 2 or None in position:
-        return "–"
-    lat, lon = (float(v) for v in position)
-    return f"{abs(lat):.4f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.4f}° {'E' if lon >= 0 else 'W'}"
 
 
 def _colophon(content: ReportContent) -> str:

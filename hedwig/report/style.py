@@ -13,7 +13,7 @@ STYLE = """
 --ours:#e9f3fa;--warn:#8a4b00;--warn-bg:#fff4e5;--bad:#a33b00;--good:#006b4d}
 @media (prefers-color-scheme:dark){:root{--ink:#e4e8ec;--muted:#9aa7b4;--faint:#2e3842;--page:#14191e;--card:#1b2229;
 --blue:#6bb8ea;--ours:#1c3242;--warn:#ffc982;--warn-bg:#3a2a12;--bad:#ff9a66;--good:#5fd0a8}
-figure img,.strip{filter:brightness(.93)}}
+figure img,.strip,.frames{filter:brightness(.93)}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
@@ -56,6 +56,8 @@ td{white-space:nowrap}td.text{white-space:normal}
 grid-template-columns:minmax(0,1.7fr) minmax(0,1fr);break-inside:avoid}
 .example h3{grid-column:1/-1}
 .strip{display:block;width:100%;height:auto;max-height:260px;object-fit:cover;border-radius:6px}
+.frames{display:block;width:100%;height:auto;margin-top:6px;border-radius:4px}
+.where{max-width:400px;margin:.6rem 0}.where b{color:#d55e00}.where i{color:#0072b2;font-style:normal}
 .none{display:block;border:1px dashed var(--muted);border-radius:6px;padding:1.4rem;text-align:center;
 color:var(--muted);font-size:.86rem}
 .near{margin:0;padding:0;list-style:none;font-size:.82rem}

@@ -1,6 +1,6 @@
 """Build the retriever's files from embeddings: the index of training rows, and what validation rows teach.
 
-What is written is what `load_retriever` opens: ``index.faiss``, ``rows.parquet`` and ``calibration.json``, and where
+What is written is what `load_retriever` opens: the index (see `hedwig.index`) and ``calibration.json``, and where
 they are asked for ``whitening.safetensors`` and ``prototypes.safetensors``. The index is checked before it is kept: a
 sample of training rows, asked as queries, must find themselves at 0 km. Where the score is tuned, every second
 validation row (by name) tunes and the others calibrate: nothing is calibrated on what it was chosen by.
@@ -53,7 +53,7 @@ def build_index(
     target: Path,
     *,
     embedding: Literal["projected", "image", "whitened"],
-    storage: Literal["fp16", "fp32"],
+    codec: Literal["fp16", "fp32", "sq8", "pq"],
     retrieve: Mapping[str, Any],
     each_frame: bool = False,
     whiten_dim: int | None = None,
@@ -74,7 +74,7 @@ def build_index(
         head: folder of the trained geolocator.
         target: local folder to write into.
         embedding: what to index: the head's projection, the image embedding as it is, or that one whitened.
-        storage: bytes per component.
+        codec: how the vectors are kept, see `GeocellIndex.build`.
         retrieve: keyword arguments of `Retriever` that the calibration is for; of the score's two, a value that is
             not None wins over tuning.
         each_frame: index every frame's vector (max_sim); `embedding` must not be "projected".
@@ -110,7 +110,7 @@ def build_index(
         whitening = Whitening.fit(vectors[by_name], dim=whiten_dim, shrinkage=whiten_shrinkage)
         vectors = whitening(vectors)
     members = cells.assign(lat, lon)
-    index = GeocellIndex.build(vectors, members, names, lat, lon, num_cells=len(cells.table), storage=storage)
+    index = GeocellIndex.build(vectors, members, names, lat, lon, num_cells=len(cells.table), codec=codec)
     share = _self_retrieval(index, vectors, members, lat, lon)
     index.save(target)
     if whitening is not None:
@@ -168,7 +168,7 @@ def _self_retrieval(
     index: GeocellIndex, vectors: NDArray[np.float32], members: NDArray[np.int32], lat: Any, lon: Any
 ) -> float:
     """Share of a sample of references that, asked as queries, find themselves or one at the same place."""
-    found, _ = index.search(vectors[:_BATCH], members[:_BATCH, None], 1)
+    found, _ = index.search_rows(vectors[:_BATCH], members[:_BATCH, None], 1)
     error_km = haversine_km(lat[:_BATCH], lon[:_BATCH], index.lat[found[:, 0]], index.lon[found[:, 0]])
     share = float((error_km < 1e-6).mean())
     twins = 1 - len(np.unique(vectors.round(3).reshape(len(vectors), -1), axis=0)) / len(vectors)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "largest"]
+__all__ = ["Evidence", "entropy_bits", "largest", "log_softmax"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,6 +61,17 @@ class Evidence:
         counts = (self.distance_km <= within_km) | (self.cells == self.cell[:, None])
         near = np.clip(np.where(counts, self.mass, 0.0).sum(axis=1), LEAST_MASS, 1 - LEAST_MASS)
         return np.stack([np.log(near / (1 - near)), np.log(self.spread_km / within_km), self.cosine], axis=1)
+
+
+def entropy_bits(log_posterior: Floats) -> Floats:
+    """(B,) entropy in bits of (B, C) log p: 0 is certainty, log2(C) is no idea."""
+    return np.asarray(-(np.exp(log_posterior) * log_posterior).sum(axis=1) / np.log(2.0) + 0.0)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """(B, C) log p of (B, C) finite logits."""
+    z = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
 
 
 def largest(values: Floats, num: int) -> Ints:

@@ -6,11 +6,42 @@ What an index did not measure (an old one, or one without validation rows) is No
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Prediction"]
+__all__ = ["Frame", "Posterior", "Prediction"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame that the model saw.
+
+    Attributes:
+        heading_deg: of its centre, clockwise from true north where the image's heading is known, else from the image's
+            centre column; None where the image says nothing of angles.
+        fov_deg: horizontal field of view, or None.
+        x0: left edge as a fraction of the image's width, in [0, 1).
+        x1: right edge; above 1 where the frame goes around the right edge.
+        weight: its share in the answer's cell, 1 over all frames; None unless explained.
+        probability: of the answer's cell by this frame alone; None unless explained.
+    """
+
+    heading_deg: float | None
+    fov_deg: float | None
+    x0: float
+    x1: float
+    weight: float | None = None
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The cells above a least probability, most probable first: ids (L,) and probabilities (L,)."""
+
+    cell_ids: tuple[int, ...]
+    probs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +65,11 @@ class Prediction:
         localisable: False where confidence is below the settings' `abstain_below`; the answer stands, flagged.
         region_50: geocells that hold the truth half of the time, most probable first; empty unless asked for.
         region_90: the same for 90 %.
+        cell_lat: (K,) degrees, centroids of `cell_ids`; empty where the cells have none.
+        cell_lon: (K,) degrees.
+        entropy_bits: of the posterior over all cells; None where it was not computed.
+        frames: what the model saw, in its order; empty for an embedding.
+        posterior: of all cells that matter; None unless asked for.
     """
 
     pano_id: str
@@ -51,13 +87,29 @@ class Prediction:
     localisable: bool = True
     region_50: tuple[int, ...] = ()
     region_90: tuple[int, ...] = ()
+    cell_lat: tuple[float, ...] = ()
+    cell_lon: tuple[float, ...] = ()
+    entropy_bits: float | None = None
+    frames: tuple[Frame, ...] = ()
+    posterior: Posterior | None = None
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Prediction:
+        """What `to_dict` gave, also after a trip through JSON; keys of others are ignored."""
+        values = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        values["frames"] = tuple(Frame(**frame) for frame in values.get("frames", ()))
+        if (posterior := values.get("posterior")) is not None:
+            values["posterior"] = Posterior(tuple(posterior["cell_ids"]), tuple(posterior["probs"]))
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        found: dict[str, Any] = _lists(asdict(self))
+        return found
 
     def to_geojson(self, polygons: Mapping[int, Any] | None = None) -> dict[str, Any]:
-        """A FeatureCollection (RFC 7946, so [lon, lat]): the answer first, the neighbours by rank, then the regions.
+        """A FeatureCollection (RFC 7946, so [lon, lat]): the answer, neighbours and cells by rank, then the regions.
 
         Args:
             polygons: shapely geometry (x = lon) by cell_id, to draw the regions' cells; None lists their ids only.
@@ -81,13 +133,25 @@ class Prediction:
         columns = (self.neighbour_ids, self.neighbour_scores, self.neighbour_lat, self.neighbour_lon)
         for rank, (name, score, lat, lon) in enumerate(zip(*columns, strict=True), start=1):
             features.append(_point(lat, lon, {"role": "neighbour", "rank": rank, "pano_id": name, "score": score}))
+        cells = zip(self.cell_ids, self.cell_probs, self.cell_lat, self.cell_lon, strict=False)
+        for rank, (cell, probability, lat, lon) in enumerate(cells, start=1):
+            about = {"role": "cell", "rank": rank, "cell_id": cell, "probability": probability}
+            features.append(_point(lat, lon, about))
         if polygons is not None:
             features += [_region(percent / 100, cells, polygons) for percent, cells in regions if cells]
         return {"type": "FeatureCollection", "features": features}
 
 
-def _point(lat: float, lon: float, properties: Mapping[str, Any]) -> dict[str, Any]:
-    geometry = {"type": "Point", "coordinates": [lon, lat]}
+def _lists(value: Any) -> Any:
+    """The same with lists for tuples."""
+    if isinstance(value, dict):
+        return {name: _lists(item) for name, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _point(lat: float | None, lon: float | None, properties: Mapping[str, Any]) -> dict[str, Any]:
+    known = lat is not None and lon is not None and math.isfinite(lat) and math.isfinite(lon)
+    geometry = {"type": "Point", "coordinates": [lon, lat]} if known else None
     return {"type": "Feature", "geometry": geometry, "properties": dict(properties)}
 
 

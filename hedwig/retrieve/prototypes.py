@@ -69,6 +69,10 @@ class Prototypes:
         """
         if min_samples < 2 or not 0 < xi < 1:
             raise ValueError(f"prototype_min_samples={min_samples} must be at least 2 and prototype_xi={xi} in (0, 1).")
+        if not index.is_compact:
+            raise ValueError(
+                "Prototypes need an index without additions and removals; build them of its `compacted()`."
+            )
         vectors = index.vectors()
         if vectors.ndim == 3:
             vectors = vectors.mean(axis=1)

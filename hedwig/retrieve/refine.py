@@ -78,5 +78,5 @@ def _nearest_member(
 ) -> int:
     """Of unit vectors the one of largest cosine is the nearest."""
     start, stop = np.searchsorted(index.cell_ids, [cell, cell + 1])
-    ranked = index.search(query[None], [[cell]], int(stop - start))[0][0]
+    ranked = index.search_rows(query[None], [[cell]], int(stop - start))[0][0]
     return int(ranked[prototypes.clusters[ranked] == prototype][0])

@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from hedwig.geo import haversine_km
 from hedwig.index import GeocellIndex
-from hedwig.retrieve.calibration import Calibration, region_cells
-from hedwig.retrieve.evidence import Evidence, largest
+from hedwig.retrieve.answer import predictions_of
+from hedwig.retrieve.calibration import Calibration
+from hedwig.retrieve.evidence import Evidence, largest, log_softmax
 from hedwig.retrieve.prediction import Prediction
 from hedwig.retrieve.prototypes import Prototypes
 from hedwig.retrieve.refine import mean_places, prototype_rows
@@ -151,7 +152,7 @@ class Retriever:
         if self.embedding == "whitened" and self.whitening is None:
             raise ValueError("embedding='whitened' needs the whitening of the index; run `hedwig index` again.")
         clusters = None if self.prototypes is None else len(self.prototypes.clusters)
-        if self.refine == "prototype" and clusters != len(index):
+        if self.refine == "prototype" and (clusters != len(index) or not index.is_compact):
             raise ValueError(
                 f"refine='prototype' needs prototypes of these {len(index)} references, and there are "
                 f"{'none' if clusters is None else f'some of {clusters}'}; set retrieve.refine=prototype and run "
@@ -229,39 +230,18 @@ class Retriever:
             ValueError: values that are not finite, or shapes that do not fit the index.
         """
         found = self.evidence(queries, logits, num_queries=len(pano_ids), top_k=top_k)
-        known = self.calibration
-        if known.confidence_weights is None:
-            confidence = np.where(found.cells == found.cell[:, None], found.mass, 0.0).sum(axis=1)
-        else:
-            confidence = known.confidence(found.features(known.confidence_km))
-        half, most = (
-            [()] * len(confidence) if level is None or not self.regions else region_cells(found.log_posterior, level)
-            for level in (known.region_50_level, known.region_90_level)
-        )
-        return [
-            self._prediction(str(name), found, b, top_k, confidence=float(confidence[b]), regions=(half[b], most[b]))
-            for b, name in enumerate(pano_ids)
-        ]
+        return predictions_of(self, found, pano_ids, top_k=top_k, regions=self.regions)
 
     def evidence(
         self, queries: ArrayLike, logits: ArrayLike, *, num_queries: int | None = None, top_k: int | None = None
     ) -> Evidence:
         """What `retrieve` answers from, row by row; `num_queries` is how many rows there must be."""
-        z, asked = np.asarray(logits, dtype=np.float64), np.asarray(queries)
-        wanted = (len(asked) if num_queries is None else num_queries, self.index.num_cells)
-        if z.shape != wanted or not np.isfinite(z).all():
-            raise ValueError(
-                f"logits must be finite and {wanted}, got {z.shape} with {int((~np.isfinite(z)).sum())} values that "
-                "are not."
-            )
-        z = z - z.max(axis=1, keepdims=True)
-        log_posterior = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        order = largest(log_posterior, min(max(self.num_cells, top_k or 0), z.shape[1]))
-        ordered_log = log_posterior[np.arange(len(z))[:, None], order]
+        asked = np.asarray(queries)
+        log_posterior = self._log_posterior(logits, len(asked) if num_queries is None else num_queries)
+        order = largest(log_posterior, min(max(self.num_cells, top_k or 0), log_posterior.shape[1]))
+        ordered_log = log_posterior[np.arange(len(order))[:, None], order]
         cells, log_probs = order[:, : self.num_cells].copy(), np.ascontiguousarray(ordered_log[:, : self.num_cells])
-        probs = np.exp(log_probs)
-        if self.cell_mass is not None:
-            cells[np.cumsum(probs, axis=1) - probs >= self.cell_mass] = -1
+        probs = self._close(cells, log_probs)
         num = max(self.num_neighbours, top_k or 0)
         rows, scores, cosine = self._neighbours(asked, cells, log_probs, num)
         cell, lat, lon = self._places(asked, cells, log_probs, rows, scores)
@@ -272,23 +252,81 @@ class Retriever:
             log_posterior, order, ordered_log, cells, mass, distance_km, rows, scores, cosine, cell, lat, lon, spread_km
         )
 
+    def neighbours(
+        self, queries: ArrayLike, logits: ArrayLike, num: int, *, cells: ArrayLike | None = None
+    ) -> tuple[Ints, Ints, Floats]:
+        """Only the search: the references that `retrieve` would list, without an answer, or those of given cells.
+
+        Args:
+            queries: as in `retrieve`.
+            logits: likewise.
+            num: M, how many at most.
+            cells: (B, K) int, none twice in a row, -1 is no cell; None searches the cells that `retrieve` searches.
+
+        Returns:
+            The searched cells (B, K), rows of the index (B, M), -1 for none, and their scores (B, M), -inf for none.
+
+        Raises:
+            ValueError: as in `retrieve`, and cells that there are not.
+        """
+        asked = np.asarray(queries)
+        log_posterior = self._log_posterior(logits, len(asked))
+        line = np.arange(len(asked))[:, None]
+        if cells is None:
+            chosen = largest(log_posterior, self.num_cells)
+            log_probs = log_posterior[line, chosen]
+            self._close(chosen, log_probs)
+        else:
+            chosen = np.ascontiguousarray(cells, dtype=np.int64)
+            if (
+                chosen.ndim != 2
+                or len(chosen) != len(asked)
+                or not ((chosen >= -1) & (chosen < self.index.num_cells)).all()
+            ):
+                raise ValueError(
+                    f"cells must be ({len(asked)}, K) in -1..{self.index.num_cells - 1}, got {chosen.shape}."
+                )
+            ordered = np.sort(chosen, axis=1)
+            if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+                raise ValueError("A cell is named twice for one query; name each once.")
+            log_probs = log_posterior[line, chosen]
+        rows, scores, _ = self._neighbours(asked, chosen, log_probs, num)
+        return chosen, rows, scores
+
     def rescored(self, score_temperature: float, log_prob_weight: float) -> Retriever:
         """The same with another score."""
         other = copy.copy(self)
         other.score_temperature, other.log_prob_weight = float(score_temperature), float(log_prob_weight)
         return other
 
+    def _log_posterior(self, logits: ArrayLike, num_rows: int) -> Floats:
+        z = np.asarray(logits, dtype=np.float64)
+        wanted = (num_rows, self.index.num_cells)
+        if z.shape != wanted or not np.isfinite(z).all():
+            raise ValueError(
+                f"logits must be finite and {wanted}, got {z.shape} with {int((~np.isfinite(z)).sum())} values that "
+                "are not."
+            )
+        return log_softmax(z)
+
+    def _close(self, cells: Ints, log_probs: Floats) -> Floats:
+        """Write -1 over the cells (B, K) beyond the gate; the probabilities (B, K) of all of them."""
+        probs = np.exp(log_probs)
+        if self.cell_mass is not None:
+            cells[np.cumsum(probs, axis=1) - probs >= self.cell_mass] = -1
+        return probs
+
     def _neighbours(
         self, queries: NDArray[Any], cells: Ints, log_probs: Floats, num: int
     ) -> tuple[Ints, Floats, Floats]:
         """(B, M) index rows and scores, best first, -1 and -inf where there is nothing more; the best's cosine (B,)."""
         if self.log_prob_weight == 0:
-            rows, found = self.index.search(queries, cells, num)
+            rows, found = self.index.search_rows(queries, cells, num)
             cosines = found.astype(np.float64)
             return rows, cosines / self.score_temperature, np.where(rows[:, 0] >= 0, cosines[:, 0], 0.0)
         # Inside one cell log p is a constant, so the best M of each cell hold the best M by the combined score.
         num_cells = cells.shape[1]
-        rows, found = self.index.search(np.repeat(queries, num_cells, axis=0), cells.reshape(-1, 1), num)
+        rows, found = self.index.search_rows(np.repeat(queries, num_cells, axis=0), cells.reshape(-1, 1), num)
         cosines = found.astype(np.float64)
         combined = cosines / self.score_temperature + self.log_prob_weight * log_probs.reshape(-1, 1)
         rows, combined = rows.reshape(len(cells), -1), combined.reshape(len(cells), -1)
@@ -318,39 +356,6 @@ class Retriever:
             near, score = rows[found, : self.num_neighbours], scores[found, : self.num_neighbours]
             lat[found], lon[found] = mean_places(self.index.lat[near], self.index.lon[near], score, self.mean_within_km)
         return cell, lat, lon
-
-    def _prediction(
-        self,
-        pano_id: str,
-        found: Evidence,
-        b: int,
-        top_k: int | None,
-        *,
-        confidence: float,
-        regions: tuple[tuple[int, ...], tuple[int, ...]],
-    ) -> Prediction:
-        considered = np.flatnonzero(found.cells[b] >= 0) if top_k is None else slice(top_k)
-        num_neighbours = self.num_neighbours if top_k is None else top_k
-        rows = found.rows[b, :num_neighbours]
-        near = rows[rows >= 0]
-        spread_km, half_scale = float(found.spread_km[b]), self.calibration.radius_50_scale
-        return Prediction(
-            pano_id=pano_id,
-            lat=float(found.lat[b]),
-            lon=float(found.lon[b]),
-            cell_ids=tuple(found.order[b, considered].tolist()),
-            cell_probs=tuple(np.exp(found.log_probs[b, considered]).tolist()),
-            neighbour_ids=tuple(self.index.pano_ids[near].tolist()),
-            neighbour_scores=tuple(found.scores[b, : len(near)].tolist()),
-            neighbour_lat=tuple(self.index.lat[near].tolist()),
-            neighbour_lon=tuple(self.index.lon[near].tolist()),
-            radius_km=self.radius_scale * spread_km,
-            confidence=confidence,
-            radius_50_km=None if half_scale is None else half_scale * spread_km,
-            localisable=self.abstain_below is None or confidence >= self.abstain_below,
-            region_50=regions[0],
-            region_90=regions[1],
-        )
 
 
 def _stacked(column: Any) -> NDArray[np.float32]:

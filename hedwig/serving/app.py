@@ -1,126 +1,48 @@
-"""The HTTP routes, as a plain FastAPI application around anything that can locate an image.
+"""The HTTP application: the routes over one service, and what is true of every request.
 
-The body is the raw image: no multipart parser, and a page on another site cannot send it without a preflight. Bytes
-go to the locator unchanged, in a thread, so the answer is the one that `Hedwig.load(run).locate(data)` gives and the
-probes stay alive. No Ray here: `hedwig.serving.deployment` runs this on Ray Serve, a test runs it in memory. Of an
-image only its sizes are logged, and nothing is written to disk. There is no authentication yet: serve on loopback.
+It is plain FastAPI around anything that can locate: `hedwig.serving.deployment` runs it on Ray Serve, a test runs it in
+memory. A body is an image as it is, or JSON: no multipart parser, and a page on another site can send neither without
+a preflight. Bytes go to the locator unchanged, so the answer is the one that `hedwig.Hedwig` gives. The routes are in
+the modules `routes_*`, the work is in `hedwig.serving.service`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
-import logging
-import math
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from hedwig import __version__
-from hedwig.serving.limits import (
-    LOOPBACK_NAMES,
-    REFUSALS,
-    Gate,
-    Limits,
-    check_image,
-    check_type,
-    read_body,
-    refusal,
-)
-from hedwig.serving.messages import ErrorAnswer, InfoAnswer, LocateAnswer, LocateQuery, StateAnswer
+from hedwig.serving.access import Access, check_routes
+from hedwig.serving.answers import error_response
+from hedwig.serving.audit import AuditLog
+from hedwig.serving.audited import Audited
+from hedwig.serving.headers import SafeAnswers, allow_origins
+from hedwig.serving.keys import KeyRing
+from hedwig.serving.limits import LOOPBACK_NAMES, Gate, Limits, refusal
+from hedwig.serving.metrics import CountRequests, Metrics
+from hedwig.serving.openapi import describe
+from hedwig.serving.rates import LeasedRates
+from hedwig.serving.releases import Locator
+from hedwig.serving.routes_cells import cell_routes
+from hedwig.serving.routes_locate import locate_routes
+from hedwig.serving.routes_page import page_routes
+from hedwig.serving.routes_state import state_routes
+from hedwig.serving.routes_vectors import vector_routes
+from hedwig.serving.service import Service
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    import numpy as np
+    from numpy.typing import NDArray
 
-__all__ = ["Locator", "create_app"]
-
-_log = logging.getLogger(__name__)
-
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-_STATUS_CODES = {404: "not_found", 405: "wrong_method"}
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hedwig</title></head><body>
-<h1>hedwig {version}</h1>
-<p>Where on Earth was this panorama taken? Send a JPEG, PNG or WebP file:</p>
-<pre>curl --data-binary @panorama.jpg -H 'Content-Type: image/jpeg' '{base}v1/locate?top_k=5'</pre>
-<p><a href="openapi.json">openapi.json</a> · <a href="v1/info">v1/info</a> · <a href="readyz">readyz</a></p>
-</body></html>
-"""
-
-
-class _Located(Protocol):
-    """What a locator returns: `hedwig.Prediction`, or a fake of it."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class Locator(Protocol):
-    """What the application needs of `hedwig.Hedwig`."""
-
-    def locate(self, image: bytes, top_k: int = 5, heading: float = math.nan) -> _Located:
-        """Locate one encoded image; ValueError when it cannot be decoded."""
-        ...
-
-
-class SafeAnswers:
-    """ASGI middleware: known host names only, security headers on everything, and never a traceback in a body.
-
-    Args:
-        app: The application inside.
-        allowed_hosts: Names accepted in the Host header; ``*`` accepts all. Checking them keeps a web page from
-            reaching a service on loopback by rebinding its own name to 127.0.0.1.
-    """
-
-    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
-        self._app = app
-        self._allowed = frozenset(name.lower().strip("[]") for name in allowed_hosts)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def send_safely(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        host = _host_name(Headers(scope=scope).get("host", ""))
-        if "*" not in self._allowed and host not in self._allowed:
-            error = refusal("bad_host", f"The Host header names {host[:80]!r}, which is not a name of this service.")
-            await _error_response(error)(scope, receive, send_safely)
-            return
-        try:
-            await self._app(scope, receive, send_safely)
-        except Exception as error:
-            # Without the message: it may quote what was sent.
-            trace = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("%s while answering %s %s\n%s", type(error).__name__, scope["method"], scope["path"], trace)
-            if started:
-                raise
-            error = refusal("internal", "The service failed while answering; the cause is in its log.")
-            await _error_response(error)(scope, receive, send_safely)
+__all__ = ["create_app"]
 
 
 def create_app(
@@ -129,7 +51,15 @@ def create_app(
     limits: Limits | None = None,
     allowed_hosts: Collection[str] = LOOPBACK_NAMES,
     info: Mapping[str, Any] | None = None,
+    cells: str | None = None,
     gate: Gate | None = None,
+    decode: Callable[[bytes, bool], NDArray[np.uint8]] | None = None,
+    min_precision_km: float = 0.0,
+    metrics: Metrics | None = None,
+    keys: KeyRing | None = None,
+    rates: LeasedRates | None = None,
+    cors_origins: Collection[str] = (),
+    audit: AuditLog | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -138,23 +68,41 @@ def create_app(
             starts, and ``/readyz`` answers 503 until it has returned.
         limits: What a request may cost.
         allowed_hosts: Names accepted in the Host header; ``("*",)`` accepts all.
-        info: What ``/v1/info`` says about the model and the index; its ``model`` is also part of every answer.
+        info: What ``/v1/info`` says about the model and the index; some of it is part of every answer.
+        cells: The folder of the run's geocells, for ``/v1/cells``.
         gate: Given by whoever wants to watch the work in progress; made from `limits` otherwise.
+        decode: See `Service`.
+        min_precision_km: See `Service`.
+        metrics: Where requests are counted; made when None.
+        keys: Who is let in; None lets everybody in.
+        rates: How often a caller may ask; None does not count.
+        cors_origins: Origins whose pages may use the API from a browser.
+        audit: Where every answer leaves a line; None keeps none.
 
     Returns:
-        The application; it holds no lock and no thread before its first request.
+        The application, which holds no lock and no thread before its first request; its `state.service` is the
+        `Service`, whose `release` may be replaced at any time.
     """
     limits = limits or Limits()
-    gate = gate or Gate(limits)
-    described = dict(info or {})
-    loaded = _Loaded(locator)
+    service = Service(
+        locator,
+        limits=limits,
+        info=info,
+        cells=cells,
+        gate=gate,
+        decode=decode,
+        min_precision_km=min_precision_km,
+        metrics=metrics,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(loaded.load())
+        loading = asyncio.create_task(service.load())
         yield
         loading.cancel()
-        gate.close()
+        service.gate.close()
+        if audit is not None:
+            audit.close()
 
     app = FastAPI(
         title="hedwig",
@@ -165,142 +113,36 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.state.service = service
+    # The last one added sees a request first.
+    app.add_middleware(Access, keys=keys, rates=rates)
+    if audit is not None:
+        app.add_middleware(Audited, log=audit)
+    allow_origins(app, cors_origins)
     app.add_middleware(SafeAnswers, allowed_hosts=allowed_hosts)
+    app.add_middleware(CountRequests, metrics=service.metrics, clock=time.perf_counter)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+    # Routes are tried in turn; the one that is asked most often and does least comes first.
+    for routes in (vector_routes, locate_routes, cell_routes, state_routes):
+        app.include_router(routes(service))
 
-    @app.post("/v1/locate", response_model=None, responses=_LOCATE_RESPONSES, openapi_extra=_LOCATE_BODY)
-    async def locate(request: Request, query: Annotated[LocateQuery, Query()]) -> JSONResponse:
-        """Locate the panorama in the request body."""
-        began = time.perf_counter()
-        check_type(request.headers.get("content-type"))
-        ready = loaded.get()
-        async with gate.place():
-            waited = time.perf_counter()
-            data = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
-            width, height = check_image(data, limits)
-            read = time.perf_counter()
-
-            def work() -> dict[str, Any]:
-                heading = math.nan if query.heading is None else query.heading
-                return ready.locate(data, top_k=query.top_k, heading=heading).to_dict()
-
-            try:
-                found = await gate.run(work)
-            except ValueError as error:
-                # The locator's contract: ValueError is about the image, anything else is our fault.
-                _log.info("could not locate %d bytes, %dx%d px", len(data), width, height)
-                raise refusal("bad_image", str(error)[:500]) from None
-        ended = time.perf_counter()
-        milliseconds = {"wait": waited - began, "read": read - waited, "locate": ended - read, "total": ended - began}
-        timings = {name: round(1000 * seconds, 3) for name, seconds in milliseconds.items()}
-        _log.info("located %d bytes, %dx%d px, in %.1f ms", len(data), width, height, timings["total"])
-        extra = {"timings_ms": timings, "model": described.get("model"), "version": __version__}
-        return JSONResponse(_without_nan({**found, **extra}))
-
-    @app.get("/healthz", response_model=StateAnswer)
-    async def healthz() -> dict[str, str]:
-        """The process lives."""
-        return {"status": "alive"}
-
-    @app.get("/readyz", response_model=StateAnswer, responses={503: {"model": ErrorAnswer}})
-    async def readyz() -> dict[str, str]:
-        """Model and index are loaded."""
-        loaded.get()
-        return {"status": "ready"}
-
-    @app.get("/v1/info", response_model=None, responses={200: {"model": InfoAnswer}})
-    async def get_info() -> JSONResponse:
-        """What is being served."""
-        return JSONResponse(_without_nan({**described, "version": __version__, "limits": vars(limits)}))
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page(request: Request) -> str:
-        return _PAGE.format(version=__version__, base=html.escape(str(request.base_url)))
-
+    app.include_router(page_routes())
+    check_routes(app)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
 
-_LOCATE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "The image file itself, at most 25 MiB unless /v1/info says otherwise. No multipart.",
-        "content": {
-            name: {"schema": {"type": "string", "format": "binary"}}
-            for name in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-        },
-    }
-}
-_LOCATE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": LocateAnswer, "description": "The place, and the evidence for it"},
-    400: {"model": ErrorAnswer, "description": "Empty body, wrong parameter or wrong Host"},
-    408: {"model": ErrorAnswer, "description": "The body arrived too slowly"},
-    413: {"model": ErrorAnswer, "description": "Too many bytes or too many pixels"},
-    415: {"model": ErrorAnswer, "description": "Not a JPEG, PNG or WebP image"},
-    422: {"model": ErrorAnswer, "description": "The image is cut short or damaged"},
-    503: {"model": ErrorAnswer, "description": "Overloaded or not ready; see Retry-After"},
-}
-
-
-class _Loaded:
-    """The locator, once there is one, or the reason why there is none."""
-
-    def __init__(self, locator: Locator | Callable[[], Locator]) -> None:
-        self._source = locator
-        self._locator = locator if isinstance(locator, Locator) else None
-        self._reason = "The model and the index are being loaded."
-
-    async def load(self) -> None:
-        if self._locator is not None or isinstance(self._source, Locator):
-            return
-        try:
-            self._locator = await asyncio.to_thread(self._source)
-        except Exception as error:
-            _log.exception("the model and the index could not be loaded")
-            self._reason = f"The model and the index could not be loaded ({type(error).__name__}); see the log."
-
-    def get(self) -> Locator:
-        if self._locator is None:
-            raise refusal("not_ready", self._reason, headers={"Retry-After": "5"})
-        return self._locator
-
-
-def _host_name(header: str) -> str:
-    """The name in a Host header, lower case, without port and without the brackets of an IPv6 address."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
-
-
-def _without_nan(value: Any) -> Any:
-    """The same, with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _error_response(error: HTTPException) -> JSONResponse:
-    detail: Any = error.detail
-    if not isinstance(detail, dict):  # raised by the framework: 404 and 405
-        code = _STATUS_CODES.get(error.status_code, "bad_parameter")
-        detail = {"code": code, "message": f"{detail}.", "next": REFUSALS[code][1]}
-    return JSONResponse({"error": detail}, error.status_code, headers=error.headers)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     refused = cast("HTTPException", error)
-    if refused.status_code in _STATUS_CODES:
+    own: Any = refused.detail
+    if not isinstance(own, dict) and refused.status_code in (404, 405):
         refused.detail = f"There is no {request.method} {request.url.path[:200]}"
-    return _error_response(refused)
+    return error_response(refused)
 
 
-async def _on_bad_parameter(_: Request, error: Exception) -> JSONResponse:
+async def _on_bad_parameter(_: Request, error: Exception) -> Response:
     first = cast("RequestValidationError", error).errors()[0]
     name = str(first["loc"][-1])[:80]
     seen = "" if first["type"] == "missing" else f", got {str(first.get('input'))[:80]!r}"
-    return _error_response(refusal("bad_parameter", f"Query parameter {name!r}: {first['msg']}{seen}."))
+    return error_response(refusal("bad_parameter", f"Query parameter {name!r}: {first['msg']}{seen}."))

@@ -1,11 +1,12 @@
-"""The application on Ray Serve: encoder and index together in every replica, behind Serve's own HTTP proxy.
+"""The application on Ray Serve: replicas of `hedwig.serving.replica` behind one proxy.
 
 One deployment, because each hop between deployments costs 2 to 10 ms. Requests wait in the replica's gate, not in
 Serve's queue: so a refusal is our JSON with Retry-After, and Serve's own limits, set a little higher, leave room for
 the probes under full load. No `@serve.batch`: on a CPU a batch takes as long as its images one after another, waiting
 for it costs latency, and an answer would depend on its neighbours in the batch in the last digits; on a GPU it is to
-be measured first. No HAProxy, although it answers three times as many requests: with it Serve binds every interface.
-Serve does not repeat a request whose replica died; `locate_remote` does.
+be measured first. On loopback the proxy is HAProxy behind the fence of `hedwig.serving.fence`, where Ray is started
+here; it repeats a request whose replica died. Elsewhere it is the proxy of the Ray there: Serve's own does not repeat,
+`hedwig.Client` does.
 """
 
 from __future__ import annotations
@@ -19,72 +20,37 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import ray
 from ray import serve
 
-from hedwig.serving.app import Locator, create_app
-from hedwig.serving.limits import LOOPBACK_NAMES, Gate, Limits
-from hedwig.storage import join, manifest_digest, read_manifest, resolve
+from hedwig.serving.fence import FENCED_HOST, fenced_haproxy, haproxy_binary
+from hedwig.serving.keys import KEYS_FILE_VARIABLE, KeyRing
+from hedwig.serving.limits import LOOPBACK_NAMES, Limits
+from hedwig.serving.rates import stop_rates
+from hedwig.serving.releases import Locator
+from hedwig.serving.replica import LocateReplica
+from hedwig.serving.safety import Safety
+from hedwig.serving.tokens import ensure_token
+from hedwig.storage import resolve
 
-__all__ = ["build", "describe_run", "start", "stop"]
+__all__ = ["application", "build", "is_loopback", "start", "start_ray", "stop"]
 
 _log = logging.getLogger(__name__)
 
 _APPLICATION = "hedwig"
 _NUM_PROBES = 8  # Serve slots that requests to be located cannot take
-_STUCK_AFTER = 4.0  # times request_timeout_s; then the replica is replaced
 
-
-class LocateReplica:
-    """One replica: the loaded locator and the application around it.
-
-    Args:
-        run: Run folder.
-        load: Makes the locator from the run folder; `Hedwig.load` when None.
-        device: Of the real locator, "cpu" or "cuda".
-        limits: What a request may cost.
-        allowed_hosts: Names accepted in the Host header.
-        num_threads_torch: Threads of torch and faiss in this process.
-    """
-
-    def __init__(
-        self,
-        run: str,
-        load: Callable[[str], Locator] | None,
-        device: str,
-        limits: Limits,
-        allowed_hosts: Collection[str],
-        num_threads_torch: int,
-    ) -> None:
-        # The whole replica is built before Serve sends it anything, so it is never ready without its index.
-        self._locator = load(run) if load is not None else _load(run, device, num_threads_torch)
-        self._info = describe_run(run, self._locator)
-        self._limits = limits
-        self._allowed_hosts = tuple(allowed_hosts)
-        self._gate = Gate(limits)
-
-    def __serve_build_asgi_app__(self) -> Any:
-        return create_app(
-            self._locator,
-            limits=self._limits,
-            allowed_hosts=self._allowed_hosts,
-            info=self._info,
-            gate=self._gate,
-        )
-
-    async def check_health(self) -> None:
-        """Raise when work has hung, which nothing but a new process cures; Serve then replaces the replica."""
-        limit_s = _STUCK_AFTER * self._limits.request_timeout_s
-        if self._gate.oldest_s() > limit_s:
-            raise RuntimeError(f"one image has been worked on for more than {limit_s:g} s")
+Proxy = Literal["auto", "haproxy", "python"]
 
 
 def build(
     run: str,
     *,
     num_replicas: int = 1,
+    max_replicas: int | None = None,
     max_ongoing_requests: int = 8,
     max_queued_requests: int = 64,
     request_timeout_s: float = 30.0,
@@ -95,12 +61,16 @@ def build(
     body_timeout_s: float = 10.0,
     allowed_hosts: Collection[str] = LOOPBACK_NAMES,
     load: Callable[[str], Locator] | None = None,
+    look_every_s: float = 2.0,
+    **safety: Any,
 ) -> Any:
     """The Serve application for one run.
 
     Args:
         run: Run folder; on object storage or a shared disk when there are several nodes.
         num_replicas: Processes, each with its own model and index.
+        max_replicas: Grow to so many while the replicas have more than half their bodies in hand, and shrink again
+            after ten minutes without need; None keeps to `num_replicas`.
         max_ongoing_requests: Bodies that one replica holds at once.
         max_queued_requests: Requests that may wait for that, per replica; one more is answered 503.
         request_timeout_s: For waiting plus locating.
@@ -110,11 +80,20 @@ def build(
         max_body_bytes: Largest body.
         body_timeout_s: A body that has not arrived whole after this is refused.
         allowed_hosts: Names accepted in the Host header; ``("*",)`` accepts all.
-        load: Makes the locator from `run`; `Hedwig.load` when None.
+        load: Makes the locator from the folder of a version; `Hedwig.load` when None.
+        look_every_s: How often a replica looks for a newly published version.
+        **safety: Of `hedwig.serving.safety.Safety`; ``keys`` are those of the environment.
 
     Returns:
         What `ray.serve.run` takes.
+
+    Raises:
+        ValueError: an option is out of range.
     """
+    if max_replicas is not None and max_replicas < num_replicas:
+        raise ValueError(f"max_replicas is {max_replicas}; it must be at least num_replicas={num_replicas}.")
+    safety.setdefault("keys", KeyRing.from_environment())
+    safe = Safety(num_replicas=max_replicas or num_replicas, **safety)
     limits = Limits(
         max_body_bytes=max_body_bytes,
         body_timeout_s=body_timeout_s,
@@ -125,7 +104,7 @@ def build(
     )
     deployment = serve.deployment(
         name="locate",
-        num_replicas=num_replicas,
+        **_number(num_replicas, max_replicas, max_ongoing_requests),
         max_ongoing_requests=max_ongoing_requests + max_queued_requests + _NUM_PROBES,
         max_queued_requests=max_queued_requests + _NUM_PROBES,
         backpressure_config={"status_code": 503, "retry_after_s": limits.retry_after_s},
@@ -136,7 +115,47 @@ def build(
         max_constructor_retry_count=2,  # an unreadable run stays unreadable; Serve's default is 20
     )(serve.ingress()(LocateReplica))
     device = "cuda" if num_gpus > 0 else "cpu"
-    return deployment.bind(resolve(run), load, device, limits, tuple(allowed_hosts), max(1, int(num_cpus)))
+    num_threads_torch = max(1, int(num_cpus))
+    return deployment.bind(
+        resolve(run), load, device, limits, tuple(allowed_hosts), num_threads_torch, safe, look_every_s
+    )
+
+
+def _number(least: int, most: int | None, max_ongoing_requests: int) -> dict[str, Any]:
+    """How many replicas, as `serve.deployment` takes it."""
+    if most is None or most == least:
+        return {"num_replicas": least}
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            # Serve counts what waits in the gate too: below this nobody waits long, above it somebody soon will.
+            "target_ongoing_requests": max(1.0, max_ongoing_requests / 2),
+            "upscale_delay_s": 10.0,
+            "downscale_delay_s": 600.0,  # a replica takes long to load
+        }
+    }
+
+
+def application(arguments: dict[str, Any]) -> Any:
+    """The application of a Serve config file (``import_path: hedwig.serving.deployment:application``).
+
+    Args:
+        arguments: The file's `args`: options of `build`, and ``insecure: true`` to ask nobody for a key. The keys are
+            those in the environment of the cluster's nodes.
+
+    Raises:
+        ValueError: there are no API keys: what a cluster serves, other machines reach.
+    """
+    options = dict(arguments)
+    insecure = options.pop("insecure", False)
+    keys = KeyRing.from_environment()
+    if not (keys or insecure):
+        raise ValueError(
+            f"The nodes have no API keys; make some with `hedwig keys new` and name their file in {KEYS_FILE_VARIABLE} "
+            "on every node, or set insecure: true where something in front asks for them."
+        )
+    return build(**options, keys=keys)
 
 
 def start(
@@ -145,20 +164,22 @@ def start(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
+    proxy: Proxy = "auto",
     ready_timeout_s: float = 300.0,
     request_timeout_s: float = 30.0,
     **options: Any,
 ) -> str:
-    """Serve one run over HTTP and return when it is ready.
+    """Serve what is published of one run over HTTP and return when it is ready.
 
-    Starts a local Ray when none is initialised. Images and answers travel in clear text and nobody is asked who they
-    are, so a host other than loopback is refused unless `insecure`.
+    Starts a local Ray when none is initialised. The API keys of the environment are asked for; where there are none, a
+    host other than loopback is refused unless `insecure`. Images, answers and keys travel in clear text.
 
     Args:
         run: Run folder.
         host: Address to listen on.
         port: Port to listen on.
-        insecure: Allow any `host`, and any name in the Host header.
+        insecure: Allow any `host` without keys.
+        proxy: See `start_ray`; a Ray that runs already has chosen.
         ready_timeout_s: Give up when the service is not ready after this.
         request_timeout_s: For waiting plus locating.
         **options: Of `build`.
@@ -167,23 +188,32 @@ def start(
         The base URL, without a slash at the end.
 
     Raises:
-        ValueError: `host` is not loopback and `insecure` is false.
+        ValueError: `host` is not loopback, there are no keys and `insecure` is false; or the keys cannot be read.
         RuntimeError: the port is taken, Serve already runs, the CPUs or GPUs are not there, or the replica could not
             be started.
         TimeoutError: not ready in time.
     """
-    loopback = _is_loopback(host)
-    if not (loopback or insecure):
+    loopback = is_loopback(host)
+    keys = options.setdefault("keys", KeyRing.from_environment())
+    if not (loopback or insecure or keys):
         raise ValueError(
-            f"host is {host!r}, which other machines reach, and this service has neither encryption nor keys; use "
-            "127.0.0.1 behind a proxy that has both, or pass insecure=True."
+            f"host is {host!r}, which other machines reach, and there are no API keys; make some with `hedwig keys "
+            f"new` and name their file in {KEYS_FILE_VARIABLE}, use 127.0.0.1, or pass insecure=True (--insecure)."
         )
+    if loopback and keys is None:
+        options["rate_per_s"] = 0.0  # there is nobody to hold back but oneself
     if loopback and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
-        raise ValueError("RAY_SERVE_ENABLE_HA_PROXY=1 makes Serve bind every interface; unset it to serve on loopback.")
+        raise ValueError(
+            "RAY_SERVE_ENABLE_HA_PROXY=1 makes Serve bind every interface; unset it to serve on loopback: hedwig turns "
+            "HAProxy on by itself, behind a fence."
+        )
+    host = FENCED_HOST if host == "localhost" else host
     if not loopback:
         options.setdefault("allowed_hosts", ("*",))
     application = build(run, request_timeout_s=request_timeout_s, **options)
-    _ensure_ray(options)
+    if not ray.is_initialized():
+        start_ray(host, proxy, num_cpus=_needed(options)["CPU"])
+    _check_room(options)
     if serve.status().proxies:
         raise RuntimeError(
             "Ray Serve already runs here and cannot change its address; call hedwig.serving.stop() first."
@@ -210,70 +240,61 @@ def start(
 def stop(*, ray_too: bool = False) -> None:
     """End the service, and with `ray_too` the local Ray as well."""
     serve.shutdown()
+    if ray.is_initialized():
+        stop_rates()
     if ray_too:
         ray.shutdown()
 
 
-def describe_run(run: str, locator: object = None) -> dict[str, Any]:
-    """What ``/v1/info`` says: counts from the run's manifests, model from the encoder that was loaded.
+def start_ray(host: str = FENCED_HOST, proxy: Proxy = "auto", *, num_cpus: float = 1.0) -> None:
+    """Start a local Ray for a service.
 
     Args:
-        run: Run folder.
-        locator: `Hedwig`; anything without an encoder says nothing about the model.
+        host: Where the service will listen.
+        proxy: "haproxy", fenced, which needs `host` 127.0.0.1; "python" for Serve's own; "auto" takes HAProxy where it
+            can.
+        num_cpus: Logical CPUs that are needed at least.
 
-    Returns:
-        ``num_references``, ``num_cells``, ``run_digest``, ``model``, ``weights``: those that are known.
+    Raises:
+        ValueError: "haproxy", which is not there or cannot be fenced.
     """
-    found: dict[str, Any] = {}
-    index = read_manifest(join(run, "index"))
-    if index is not None:
-        found |= {"num_references": index.num_out, "run_digest": manifest_digest(join(run, "index"))}
-    geocells = read_manifest(join(run, "geocells"))
-    if geocells is not None and "num_cells" in geocells.details:
-        found["num_cells"] = geocells.details["num_cells"]
-    encoder = getattr(getattr(locator, "embedder", None), "encoder", None)
-    if encoder is not None:
-        found |= {"model": encoder.model_id, "weights": encoder.weights_note}
-    return found
-
-
-def _load(run: str, device: str, num_threads: int) -> Locator:
-    """The real locator, with the threads of torch and faiss set: both default to every core of the machine."""
-    import faiss
-    import torch
-
-    from hedwig.retrieve import Hedwig
-
-    torch.set_num_threads(num_threads)
-    faiss.omp_set_num_threads(num_threads)
-    return Hedwig.load(run, device=device)
-
-
-def _ensure_ray(options: Mapping[str, Any]) -> None:
-    """A local Ray if none is there, and a refusal instead of a wait for CPUs or GPUs that will never come."""
-    replicas = options.get("num_replicas", 1)
-    need = {"CPU": replicas * options.get("num_cpus", 1.0), "GPU": replicas * options.get("num_gpus", 0.0)}
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs
-        num_cpus = max(os.cpu_count() or 1, math.ceil(need["CPU"]))
+    binary = haproxy_binary() if proxy != "python" and host in (FENCED_HOST, "localhost") else None
+    if proxy == "haproxy" and binary is None:
+        raise ValueError(
+            f"proxy is 'haproxy', host {host!r}: HAProxy is used on {FENCED_HOST} only, and where Ray brings it "
+            "(Linux, ray[serve]); choose proxy: auto."
+        )
+    ensure_token()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs
+    with fenced_haproxy(binary) if binary is not None else nullcontext():
         # "local": never join a cluster that happens to run on this machine.
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def _needed(options: Mapping[str, Any]) -> dict[str, float]:
+    replicas = options.get("num_replicas", 1)
+    return {"CPU": replicas * options.get("num_cpus", 1.0), "GPU": replicas * options.get("num_gpus", 0.0)}
+
+
+def _check_room(options: Mapping[str, Any]) -> None:
+    """A refusal instead of a wait for CPUs or GPUs that will never come."""
     have = ray.cluster_resources()
-    for name, amount in need.items():
+    for name, amount in _needed(options).items():
         if amount > have.get(name, 0.0):
             raise RuntimeError(
-                f"{replicas} replicas need {amount:g} {name}s and this Ray has {have.get(name, 0.0):g}; ask for fewer "
-                "replicas or less per replica."
+                f"{options.get('num_replicas', 1)} replicas need {amount:g} {name}s and this Ray has "
+                f"{have.get(name, 0.0):g}; ask for fewer replicas or less per replica."
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:

@@ -3,8 +3,8 @@
 Everything here is decided before the image is decoded. Refusals are HTTPExceptions whose detail already is the JSON
 body, so that one handler suffices. Codes: 413 is used for too many pixels as well as for too many bytes (a request
 larger than the server is willing to process; the remedy is the same), 415 for bytes that are not an image, 422 for
-an image that cannot be decoded, 503 for overload (429 is kept for limits per caller, which this form does not have).
-This is not authentication and not a sandbox.
+an image that cannot be decoded, 503 for overload, 429 for one caller's rate. Who the caller is and how often he may
+ask is decided in `hedwig.serving.access`, where an image is decoded in `hedwig.serving.decoding`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,11 +23,21 @@ from starlette.requests import ClientDisconnect, Request
 
 from hedwig.panorama import image_size
 
-__all__ = ["LOOPBACK_NAMES", "REFUSALS", "Gate", "Limits", "check_image", "check_type", "read_body", "refusal"]
+__all__ = [
+    "IMAGE_TYPES",
+    "LOOPBACK_NAMES",
+    "REFUSALS",
+    "Gate",
+    "Limits",
+    "check_image",
+    "check_type",
+    "read_body",
+    "refusal",
+]
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
-_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _CLOSE = {"Connection": "close"}
 _DRAINED = 4
 _SEND = "Send the file itself: curl --data-binary @panorama.jpg -H 'Content-Type: image/jpeg'."
@@ -37,9 +47,19 @@ _LATER = "Wait for the seconds that Retry-After says, then send the same request
 REFUSALS: dict[str, tuple[int, str]] = {
     "bad_host": (400, "Use the address that the service printed when it started, or start it with this name allowed."),
     "bad_parameter": (400, "Correct the query parameter; /openapi.json describes them."),
+    "bad_body": (400, "Correct the JSON of the body; /openapi.json describes and shows it."),
     "body_incomplete": (400, "Send the whole file; Content-Length must be its size."),
     "empty_body": (400, _SEND),
+    "no_key": (
+        401,
+        "Send the header Authorization: Bearer KEY with a key of this service; its operator hands them out.",
+    ),
+    "bad_key": (401, "Check the key for missing characters; ask the operator for another one."),
+    "expired_key": (401, "Ask the operator for a new key."),
+    "missing_scope": (403, "Ask the operator for a key that has this scope."),
+    "withheld": (403, "This service gives places only to its precision floor, and this would tell more; /v1/info."),
     "not_found": (404, "POST an image to /v1/locate; /openapi.json lists every route."),
+    "no_cells": (404, "Ask a service that was started from a run folder; the answers name their cells all the same."),
     "wrong_method": (405, "Use the method that the Allow header names."),
     "body_timeout": (408, "Send it over a faster connection, or shrink the image."),
     "body_too_large": (413, _SHRINK),
@@ -47,6 +67,7 @@ REFUSALS: dict[str, tuple[int, str]] = {
     "unsupported_type": (415, _SEND),
     "not_an_image": (415, "Send a JPEG, PNG or WebP file."),
     "bad_image": (422, "Open the file in a viewer: it is probably cut short or damaged; download or export it again."),
+    "rate_limited": (429, _LATER),
     "internal": (500, "Send it once more; if it fails again, report the time of the request to the operator."),
     "overloaded": (503, _LATER),
     "too_slow": (503, _LATER),
@@ -69,6 +90,8 @@ class Limits:
         max_ongoing_requests: Bodies held in memory at once; times `max_body_bytes` this bounds the memory.
         max_queued_requests: Requests that wait, unread, for one of these places; one more is answered 503.
         num_threads: Images located at the same time.
+        max_batch: Items of one batch, and photographs of one place.
+        max_vectors: Embeddings of one search.
         retry_after_s: What a refused caller is told to wait.
     """
 
@@ -80,6 +103,8 @@ class Limits:
     max_ongoing_requests: int = 8
     max_queued_requests: int = 64
     num_threads: int = 1
+    max_batch: int = 32
+    max_vectors: int = 4096
     retry_after_s: int = 1
 
     def __post_init__(self) -> None:
@@ -96,12 +121,13 @@ def refusal(code: str, message: str, *, headers: dict[str, str] | None = None) -
     return HTTPException(status, detail=detail, headers=headers)  # type: ignore[arg-type]
 
 
-def check_type(content_type: str | None) -> None:
-    """Refuse what is not declared as an image: also what a form on another site can send without a preflight."""
+def check_type(content_type: str | None, accepted: Sequence[str] = IMAGE_TYPES) -> str:
+    """The media type; refuse others than the accepted: also what a form can send without a preflight."""
     media_type = (content_type or "").split(";")[0].strip().lower()
-    if media_type not in _MEDIA_TYPES:
+    if media_type not in accepted:
         seen = f"Content-Type is {media_type[:80]!r}" if media_type else "There is no Content-Type"
-        raise refusal("unsupported_type", f"{seen}; accepted are {', '.join(_MEDIA_TYPES)}.")
+        raise refusal("unsupported_type", f"{seen}; accepted are {', '.join(accepted)}.")
+    return media_type
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -228,6 +254,16 @@ class Gate:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise self._later("too_slow", f"The image was not located within {timeout_s:g} s.") from None
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a place."""
+        return max(0, self._admitted - self._limits.max_ongoing_requests)
+
+    @property
+    def num_ongoing(self) -> int:
+        """Requests that hold a place."""
+        return min(self._admitted, self._limits.max_ongoing_requests)
 
     def oldest_s(self) -> float:
         """Age of the work that has been running longest, in seconds; 0 when idle."""

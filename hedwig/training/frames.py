@@ -8,11 +8,13 @@ in the schema's metadata under ``frames_shape``. It is scratch of a training run
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -21,6 +23,7 @@ from hedwig.storage import filesystem, join, list_files, write_bytes
 __all__ = ["frames_schema", "read_frames", "read_positions", "write_frames"]
 
 SHAPE = b"frames_shape"
+BATCH_BYTES = 2**26  # read at once; the scanner reads several batches ahead
 COLUMNS = ("pano_id", "lat", "lon", "split", "caption")
 
 
@@ -95,12 +98,16 @@ def read_positions(folder: str) -> pa.Table:
     return table
 
 
-def read_frames(folder: str, pano_ids: Iterable[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+def read_frames(
+    folder: str, pano_ids: Iterable[str] | None = None, *, mapped: bool = False
+) -> dict[str, np.ndarray[Any, Any]]:
     """The rows of a frames cache, sorted by pano_id.
 
     Args:
         folder: local folder or URI of the cache.
-        pano_ids: which rows; None for all. Only these are held in memory.
+        pano_ids: which rows; None for all. Only these are kept.
+        mapped: keep the frames in a nameless temporary file that is mapped into memory, for more of them than fit:
+            what is not in use is on disk only, and the file is gone with the array or the process.
 
     Returns:
         pano_id, split, caption (N,) object; lat, lon (N,) float64 degrees; frames (N, V, S, S, 3) uint8.
@@ -116,13 +123,22 @@ def read_frames(folder: str, pano_ids: Iterable[str] | None = None) -> dict[str,
         raise ValueError(f"{folder!r} records the frame shapes {seen}; one is needed. Write the frames again.")
     shape = tuple(int(word) for word in shapes.pop().split(b","))
     condition = None if pano_ids is None else ds.field("pano_id").isin(pa.array(list(pano_ids), pa.string()))
-    table = dataset.to_table(columns=[*COLUMNS, "frames"], filter=condition).combine_chunks().sort_by("pano_id")
+    table = dataset.to_table(columns=list(COLUMNS), filter=condition).combine_chunks().sort_by("pano_id")
     rows = {name: table[name].to_numpy(zero_copy_only=False) for name in COLUMNS}
-    frames = np.empty((len(table), *shape), dtype=np.uint8)
-    start = 0
-    for chunk in table["frames"].chunks:
-        size = int(np.prod(shape))
-        flat = np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * size : (chunk.offset + len(chunk)) * size]
-        frames[start : start + len(chunk)] = flat.reshape(-1, *shape)
-        start += len(chunk)
+    frames = _room((len(table), *shape), mapped)
+    ids, size = table["pano_id"], int(np.prod(shape))
+    num_rows = max(1, BATCH_BYTES // size)
+    batches = dataset.to_batches(columns=["pano_id", "frames"], filter=condition, batch_size=num_rows)
+    for batch in batches:
+        if batch.num_rows:
+            column = batch["frames"]
+            flat = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * size :][: len(column) * size]
+            frames[pc.index_in(batch["pano_id"], value_set=ids).to_numpy()] = flat.reshape(-1, *shape)
     return {**rows, "frames": frames}
+
+
+def _room(shape: tuple[int, ...], mapped: bool) -> np.ndarray[Any, Any]:
+    if not mapped or 0 in shape:
+        return np.empty(shape, dtype=np.uint8)
+    with tempfile.TemporaryFile(prefix="hedwig-frames-") as file:  # the mapping outlives it
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

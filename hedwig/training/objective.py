@@ -26,6 +26,8 @@ class Objective(nn.Module):
         with_text: whether captions are read.
         joint: frames are fused by the module; else the mean of their vectors counts.
         interpolate: a module that fuses frames may stretch its temporal embedding to their number.
+        text_scale: what cosines between videos and captions are multiplied by at first.
+        half: run the encoder in bfloat16 by autocast; the rest, and what comes out, is float32.
     """
 
     def __init__(
@@ -37,24 +39,33 @@ class Objective(nn.Module):
         with_text: bool,
         joint: bool = True,
         interpolate: bool = False,
+        text_scale: float = 1 / 0.07,
+        half: bool = False,
     ) -> None:
         super().__init__()
         self.encoder: Any = module
         self.classifier = nn.Linear(dim, num_cells)
         nn.init.normal_(self.classifier.weight, std=dim**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.log_text_scale = nn.Parameter(torch.tensor(1 / 0.07).log(), requires_grad=with_text)
-        self.with_text, self.joint, self.interpolate = with_text, joint, interpolate
+        self.log_text_scale = nn.Parameter(torch.tensor(text_scale).log(), requires_grad=with_text)
+        self.with_text, self.joint, self.interpolate, self.in_bf16 = with_text, joint, interpolate, half
 
-    def forward(self, frames: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Frames (B, V, S, S, 3) uint8 and token ids (B, L) to logits (B, C), both unit vectors (B, D), a scale."""
-        if self.joint:
-            video = self.encoder.video_features_uint8(frames, interpolate=self.interpolate)
-        else:
-            video = self.encoder.each_frame_uint8(frames).mean(dim=1)
-        video = F.normalize(video, dim=-1)
+    def forward(self, frames: Tensor, captions: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Frames (B, V, S, S, 3) uint8 and captions to logits (B, C), both unit vectors (B, D), a scale.
+
+        Captions are token ids (B, L), or their vectors (B, D) where the text tower is not trained.
+        """
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.in_bf16):
+            if self.joint:
+                video = self.encoder.video_features_uint8(frames, interpolate=self.interpolate)
+            else:
+                video = self.encoder.each_frame_uint8(frames).mean(dim=1)
+        video = F.normalize(video.float(), dim=-1)
         logits = self.log_scale.exp() * F.linear(video, self.classifier.weight) + self.classifier.bias
-        text = F.normalize(self.encoder.text_features(ids), dim=-1) if self.with_text and ids is not None else None
+        text = None
+        if self.with_text and captions is not None:
+            text = captions if captions.is_floating_point() else self.encoder.text_features(captions)
+            text = F.normalize(text, dim=-1)
         return logits, video, text, self.log_text_scale.exp()
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hedwig.schema import check_columns
 from hedwig.storage import filesystem, list_files
+from hedwig.vectors import read_tensor, read_vectors, vector_form
 
 __all__ = ["Batch", "CachedRows", "Plan", "StreamedRows", "make_plan", "stream"]
 
@@ -100,9 +101,9 @@ class Plan:
         """Memory of one row's embeddings."""
         return 4 * (max(1, self.num_frames) * self.image_dim + self.text_dim)
 
-    def image(self, column: pa.ChunkedArray) -> Tensor:
+    def image(self, table: pa.Table) -> Tensor:
         """(N, Di), or (N, V, Di) if frames are pooled, of the image column."""
-        flat = torch.from_numpy(_vectors(column, max(1, self.num_frames) * self.image_dim))
+        flat = _vectors(table, self.image_column)
         return flat.reshape(len(flat), self.num_frames, self.image_dim) if self.num_frames else flat
 
 
@@ -118,27 +119,16 @@ def _batches(folder: str, columns: list[str], splits: tuple[str, ...]) -> Iterat
     positioned = wanted & ~pc.is_nan(ds.field("lat")) & ~pc.is_nan(ds.field("lon"))
     dataset = _dataset(folder)
     kinds = [dataset.schema.field(name).type for name in columns]
-    width = sum(kind.list_size for kind in kinds if pa.types.is_fixed_size_list(kind))
-    num_rows = max(64, min(8192, BUFFER_BYTES // 4 // (4 * width + 1)))  # the scanner reads several batches ahead
+    width = sum(kind.byte_width for kind in kinds if pa.types.is_fixed_size_binary(kind))
+    num_rows = max(64, min(8192, BUFFER_BYTES // 4 // (width + 1)))  # the scanner reads several batches ahead
     for batch in dataset.to_batches(columns=columns, filter=positioned, batch_size=num_rows):
         if batch.num_rows:
             yield pa.Table.from_batches([batch])
 
 
-def _dimension(schema: pa.Schema, column: str, folder: str) -> int:
-    kind = schema.field(column).type
-    if not pa.types.is_fixed_size_list(kind):
-        raise ValueError(f"Column {column!r} of {folder!r} is {kind}, expected a list of fixed size of float32.")
-    return int(kind.list_size)
-
-
-def _vectors(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
-    """(N, D) of a fixed-size list column; zeros where it is null."""
-    out = np.zeros((len(column), dim), dtype=np.float32)
-    present = column.is_valid().to_numpy(zero_copy_only=False)
-    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks])  # flatten leaves null rows out
-    out[present] = flat.to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return out
+def _vectors(table: pa.Table, column: str) -> Tensor:
+    """(N, D) float32 of a vector column, read-only; zeros where it is null."""
+    return read_tensor(table, column, missing=0.0).float()
 
 
 def make_plan(
@@ -155,20 +145,20 @@ def make_plan(
     Args:
         folder: the embedding table.
         geocells: has ``table`` with columns lat and lon (row number = cell_id), and ``assign(lat, lon)``.
-        image_column: a column of fixed-size float32 lists.
+        image_column: a vector column.
         text_column: likewise; None to leave captions out.
         num_frames: V, where the image column holds so many vectors in a row.
         parents: for each coarser level in use, (C,).
 
     Raises:
         FileNotFoundError: `folder` holds no table.
-        ValueError: a column is missing, its lists are not V vectors long, there is no training row, an id is there
+        ValueError: a column is missing, its rows are not V vectors long, there is no training row, an id is there
             twice, a training or validation row lies in no cell, or an embedding is not finite.
     """
     vectors = [image_column] + ([text_column] if text_column else [])
     schema = _dataset(folder).schema
     check_columns(schema.names, [*POSITION, *vectors], where=f"The embedding table {folder!r}")
-    dims = {name: _dimension(schema, name, folder) for name in vectors}
+    dims = {name: vector_form(schema, name, where=f"The embedding table {folder!r}")[1] for name in vectors}
     if dims[image_column] % max(1, num_frames):
         raise ValueError(
             f"{image_column} of {folder!r} is {dims[image_column]} numbers a row, which are not {num_frames} vectors; "
@@ -184,7 +174,7 @@ def make_plan(
             row = table.filter(table[image_column].is_null())["pano_id"][0]
             raise ValueError(f"{row.as_py()!r} in {folder!r} has no {image_column}; embed it, or take the row out.")
         for name in vectors:
-            bad = ~np.isfinite(_vectors(table[name], dims[name])).all(axis=1)
+            bad = ~np.isfinite(read_vectors(table, name, missing=0.0)).all(axis=1)
             if bad.any():
                 ids = table["pano_id"].to_numpy(zero_copy_only=False)[bad]
                 raise ValueError(
@@ -246,9 +236,9 @@ class CachedRows:
             place = pc.index_in(table["pano_id"], value_set=ids)
             table = table.filter(place.is_valid())
             to = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64))
-            self.image[to] = plan.image(table[plan.image_column])
+            self.image[to] = plan.image(table)
             if self.text is not None and plan.text_column:
-                self.text[to] = torch.from_numpy(_vectors(table[plan.text_column], plan.text_dim))
+                self.text[to] = _vectors(table, plan.text_column)
 
     def __len__(self) -> int:
         return len(self.lat)
@@ -341,8 +331,8 @@ class StreamedRows:
             left -= len(rows)
             text = self.plan.text_column
             yield Batch(
-                self.plan.image(rows[self.plan.image_column]),
-                torch.from_numpy(_vectors(rows[text], self.plan.text_dim)) if text else None,
+                self.plan.image(rows),
+                _vectors(rows, text) if text else None,
                 *(torch.from_numpy(rows[name].to_numpy().copy()) for name in ("cell_id", "lat", "lon")),
             )
             if left == 0:

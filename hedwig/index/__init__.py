@@ -1,0 +1,25 @@
+"""The reference embeddings, one inverted list per geocell, searched only in the cells that the classifier names.
+
+It is a FAISS IVF index whose lists *are* the geocells: there is no trained quantiser, and `search_preassigned` takes
+the place of the coarse search. A global k-means or graph index answers about 12 % of the queries from outside the
+predicted cells, so filtering afterwards is another algorithm. Rows are sorted by (cell, pano_id), so the same
+references make the same bytes in whatever order they arrive. Nothing here knows what a probability is: see
+`hedwig.retrieve`.
+
+    files      what lies on disk, and the digests that it must pass before anything reads it
+    codecs     fp16, fp32, sq8, pq
+    building   sorting, in memory or past it
+    segment    one sorted array of codes, and the search in it; products: the part of that which torch does
+    stored     a segment with its rows, written and read
+    exact      the reference in numpy
+    names      a column of names that is read when asked
+    geocell    `GeocellIndex`, which puts these together and knows what was added and removed
+"""
+
+from __future__ import annotations
+
+from hedwig.index.exact import exact_search
+from hedwig.index.files import INDEX_FILE, INDEX_FILES, ROWS_FILE, check_digest
+from hedwig.index.geocell import GeocellIndex
+
+__all__ = ["INDEX_FILE", "INDEX_FILES", "ROWS_FILE", "GeocellIndex", "check_digest", "exact_search"]

@@ -1,0 +1,42 @@
+"""Versions of a run, the pointer that publishes one of them, and what may be thrown away.
+
+`hedwig.publishing.pointer` knows the versions and the pointer, `hedwig.publishing.garbage` what nothing refers to.
+"""
+
+from __future__ import annotations
+
+from hedwig.publishing.garbage import Garbage, collect_garbage, find_garbage
+from hedwig.publishing.pointer import (
+    POINTER,
+    VERSIONS,
+    Pointer,
+    Publication,
+    growing_version,
+    list_versions,
+    pointer_token,
+    publish,
+    published_folder,
+    read_pointer,
+    rollback,
+    version_folder,
+    write_pointer,
+)
+
+__all__ = [
+    "POINTER",
+    "VERSIONS",
+    "Garbage",
+    "Pointer",
+    "Publication",
+    "collect_garbage",
+    "find_garbage",
+    "growing_version",
+    "list_versions",
+    "pointer_token",
+    "publish",
+    "published_folder",
+    "read_pointer",
+    "rollback",
+    "version_folder",
+    "write_pointer",
+]

@@ -1,0 +1,11 @@
+"""Run the stage 'frames' of an experiment.
+
+ray job submit -- python ray_jobs/frames.py experiments/hedwig.yaml [key=value ...]
+"""
+
+import sys
+
+from hedwig.pipelines import run_job
+
+if __name__ == "__main__":
+    run_job(sys.argv[1:], stage="frames")

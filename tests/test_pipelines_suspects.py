@@ -1,0 +1,91 @@
+import os
+import time
+
+import pytest
+from test_pipelines_rows import Square, task, write_source
+
+from hedwig import storage
+from hedwig.pipelines.chain import Step
+from hedwig.pipelines.rows import map_rows
+from hedwig.pipelines.suspects import MAX_DEATHS, MAX_FRUITLESS_STARTS, Suspects
+
+REASON = "killed its worker 2 times: the process ended while this row was alone in it"
+
+
+def test_a_row_is_rejected_after_it_was_alone_in_workers_that_died():
+    notes = Suspects()
+    assert notes.begin("w0", ["a", "b", "c"]) == (False, None)
+    assert notes.begin("w", ["a", "b", "c"]) == (False, None)  # the first death may have been chance
+    for number in range(1, MAX_DEATHS + 1):  # b killed w0 and w in company, and kills w1 and w2 alone
+        worker = f"w{number}"
+        assert notes.begin(worker, ["a", "b", "c"]) == (True, None)
+        assert notes.begin(worker, ["a"]) == (False, None)
+        notes.done(["a"])
+        assert notes.begin(worker, ["b"]) == (False, None)
+        assert notes.num_deaths() == number - 1
+    assert notes.begin("w3", ["a", "b", "c"]) == (True, None)
+    one_by_one, reason = notes.begin("w3", ["b"])
+    assert not one_by_one
+    assert reason.startswith(REASON)
+    assert notes.begin("w3", ["c"]) == (False, None)
+
+
+def test_who_finishes_is_no_suspect_and_a_death_beside_it_is_forgiven():
+    notes = Suspects()
+    notes.begin("w0", ["a", "b"])
+    notes.done(["a", "b"])
+    assert notes.begin("w1", ["a", "b"]) == (False, None)  # done again after a lost node: nobody died over them
+    notes.begin("w2", ["c"])
+    notes.begin("w3", ["c"])
+    assert notes.num_deaths() == 1
+    notes.done(["c"])
+    assert notes.num_deaths() == 0
+
+
+def test_workers_that_die_without_finishing_anything_are_stopped():
+    notes = Suspects(num_actors=3)
+    for _ in range(3 + MAX_FRUITLESS_STARTS):
+        assert notes.start() is None
+    assert "13 workers died" in notes.start()
+    notes.done(["a"])
+    assert notes.start() is None
+
+
+class Deadly(Square):
+    """Ends its process over one row and never returns from another."""
+
+    def __init__(self, *, fatal=(), endless=(), broken=False):
+        super().__init__()
+        self.fatal, self.endless = fatal, endless
+        if broken:
+            os._exit(1)
+
+    def __call__(self, batch):
+        if any(x in self.fatal for x in batch["lat"]):
+            os._exit(1)
+        if any(x in self.endless for x in batch["lat"]):
+            time.sleep(3600)
+        return super().__call__(batch)
+
+
+@pytest.mark.slow  # every death costs the start of a worker
+@pytest.mark.timeout(900)
+def test_deadly_rows_are_rejected_and_their_neighbours_go_on(tmp_path, ray_session):
+    write_source(str(tmp_path / "in"), 40)
+    steps = [Step(Deadly, {"fatal": (5.0,), "endless": (33.0,)})]
+    manifest = map_rows(task(tmp_path, steps=steps, timeout_s=5.0))
+    assert (manifest.num_in, manifest.num_out, manifest.num_rejected) == (40, 38, 2)
+    assert manifest.rejected_reasons == {"killed its worker 2 times": 2}
+    rejected = storage.read_table(str(tmp_path / "out" / "rejected"))
+    assert rejected["pano_id"].to_pylist() == ["p0005", "p0033"]
+    assert "or it took longer than 5 s" in rejected["reason"].to_pylist()[0]
+    done = storage.read_table(str(tmp_path / "out"))
+    assert done["y"].to_pylist() == [float(i) ** 2 for i in range(40) if i not in (5, 33)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stage_that_cannot_be_built_ends_the_job(tmp_path, ray_session):
+    write_source(str(tmp_path / "in"), 10)
+    with pytest.raises(Exception, match="workers died"):
+        map_rows(task(tmp_path, steps=[Step(Deadly, {"broken": True})]))
