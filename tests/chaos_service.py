@@ -6,6 +6,8 @@ It prints its address when it is ready and ends when its standard input does.
 import sys
 from pathlib import Path
 
+import ray
+
 from hedwig import storage
 from hedwig.serving import start, start_ray, stop
 
@@ -20,7 +22,14 @@ def load(folder):
 
 
 def main(run, port, proxy, replicas):
-    start_ray(proxy=proxy, num_cpus=int(replicas) + 1)
+    for attempt in range(6):
+        try:
+            start_ray(proxy=proxy, num_cpus=int(replicas) + 1)
+            break
+        except Exception:  # Ray waits 30 s for its own processes, and a busy machine is slower than that
+            if attempt == 5:
+                raise
+            ray.shutdown()
     import chaos_service  # not __main__: the replicas import it
 
     sys.stdout.write(

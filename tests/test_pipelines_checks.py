@@ -35,7 +35,10 @@ def planned(first: str | None = None, **settings: Any) -> list[str]:
             {"encoder": {"name": "viclip-tiny", "fusion": "mean", "temporal": "interpolate"}},
             "no temporal embedding to interpolate; set encoder.temporal=select",
         ),
-        ({"encoder": {"name": "viclip-tiny", "fusion": "max_sim"}}, "set index.embedding=image"),
+        (
+            {"encoder": {"name": "viclip-tiny", "fusion": "max_sim"}, "index": {"embedding": "projected"}},
+            "set index.embedding=image",
+        ),
         ({"encoder": {"name": "timm:test_vit"}}, "test_vit reads no text; set training.use_text=false"),
         ({"encoder": {"name": "timm:test_vit", "train": {}}, "training": {"use_text": False}}, "cannot be trained"),
         ({"encoder": {"name": "viclip-tiny", "sha256": "0" * 64}}, "encoder.weights is not set"),

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_serving_limits import png
+from test_serving_releases import digest_of, version_folder
+from test_serving_releases import publish as publish_version
 
 from hedwig.panorama import decode_image
+from hedwig.publishing import rollback
 from hedwig.serving import Client, LocateAnswer, build, start, stop
 from hedwig.serving.replica import describe_run
 from hedwig.storage import publish
@@ -53,14 +56,23 @@ def jpeg(width=512, height=256):
 
 
 @pytest.fixture(scope="module")
-def url(ray_session):
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    for number, name in enumerate((".", "versions/0002"), start=1):
+        version_folder(folder, name, number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(ray_session, run):
     address = start(
-        "/run-of-nothing",
+        str(run),
         port=free_port(),
         load=fake_loader(),
         max_body_bytes=2 * 1024**2,
         body_timeout_s=2.0,
-        ready_timeout_s=60.0,
+        ready_timeout_s=120.0,
+        look_every_s=0.1,
     )
     yield address
     stop()
@@ -77,13 +89,13 @@ def send(url, method, path, body=None, **headers):
         connection.close()
 
 
-def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
+def test_bad_requests_are_refused_and_the_replica_survives_them_all(url, run):
     data = jpeg()
     client = Client(url)
     first = client.locate(data, top_k=2)
     assert first.lat == pytest.approx(decode_image(data).mean() / 3, rel=1e-5)
     assert (first.cell_ids, first.radius_km) == ([0, 1], None)
-    assert client.neighbours([[1.0, 0.0, 0.0, 0.0]]).neighbour_ids == [["/run-of-nothing"]]
+    assert client.neighbours([[1.0, 0.0, 0.0, 0.0]]).neighbour_ids == [[str(run)]]
     assert not math.isnan(first.timings_ms["total"])
 
     def chunks(count):
@@ -114,6 +126,30 @@ def test_bad_requests_are_refused_and_the_replica_survives_them_all(url):
     client.close()
     assert send(url, "GET", "/readyz")[0] == 200
     assert send(url, "GET", "/v1/info")[2]["limits"]["max_body_bytes"] == 2 * 1024**2
+
+
+def test_what_is_published_is_served_without_a_failed_request(url, run):
+    digests = {str(folder): digest_of(folder) for folder in (run, run / "versions/0002")}
+    seen = []
+    with Client(url, num_retries=0) as client:
+
+        def ask_until(folder):
+            deadline = time.monotonic() + 60
+            while not seen or seen[-1][0] != str(folder):
+                answer = client.neighbours(np.zeros((1, 4)))
+                seen.append((answer.neighbour_ids[0][0], answer.run_digest))
+                assert time.monotonic() < deadline
+
+        ask_until(run)
+        publish_version(run, "versions/0002")
+        ask_until(run / "versions/0002")
+        assert client.info().publication["state"] == "current"
+        assert client.info().num_references == 2
+        publish_version(run, ".")
+        rollback(str(run))
+        publish_version(run, ".")
+        ask_until(run)
+    assert all(digests[folder] == digest for folder, digest in seen)
 
 
 def test_slow_body_is_ended(url):

@@ -195,8 +195,12 @@ class _Ping:
 
 
 async def _two_bytes(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] != "http":  # lifespan: there is nothing to begin or to end
-        raise ValueError(f"no {scope['type']} here")
+    if scope["type"] == "lifespan":  # nothing to begin, nothing to end; but Serve wants to be told so
+        while True:
+            event = (await receive())["type"]
+            await send({"type": f"{event}.complete"})
+            if event == "lifespan.shutdown":
+                return
     headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"{}"})

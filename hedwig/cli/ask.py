@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: serve.host of the run.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; default: serve.port of the run.")] = None,
     num_replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Copies of encoder and index.")] = None,
+    proxy: Annotated[
+        Literal["python", "haproxy"] | None,
+        typer.Option(help="haproxy: faster, repeats what a lost replica took with it; loopback only. Default: python."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address other than loopback, without keys.")
     ] = False,
@@ -125,7 +129,7 @@ def serve(
     folder = published_folder(run)
     if storage.read_manifest(storage.join(folder, "index")) is None:
         raise FileNotFoundError(f"{run} holds no finished index; make one with: hedwig run EXPERIMENT output={run}")
-    given = {"host": host, "port": port, "num_replicas": num_replicas}
+    given = {"host": host, "port": port, "num_replicas": num_replicas, "proxy": proxy}
     settings = _serve_settings(folder) | {name: value for name, value in given.items() if value is not None}
     if write_config is not None:
         from hedwig.serving.deployable import deployable
@@ -139,7 +143,7 @@ def serve(
 
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
-        start_ray(settings["host"], settings.get("proxy", "auto"), num_cpus=_cpus(settings))
+        start_ray(settings["host"], settings.get("proxy", "python"), num_cpus=_cpus(settings))
     with ray_running(ClusterConfig(address=address)):
         # Ray's own SIGTERM handler ends the process at once, and SIGINT is ignored in a shell's background.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -188,8 +188,8 @@ def serve(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of everybody.")] = 5,
     requests: Annotated[int, typer.Option("--requests", min=50, help="Single requests of every turn.")] = 400,
     proxy: Annotated[
-        Literal["auto", "haproxy", "python"], typer.Option("--proxy", help="auto: HAProxy where Ray brings it.")
-    ] = "auto",
+        Literal["python", "haproxy"], typer.Option("--proxy", help="What stands in front; haproxy needs Linux.")
+    ] = "python",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of loopback.")] = 8017,
     as_json: Json = False,
 ) -> None:
@@ -200,13 +200,11 @@ def serve(
     set_up(as_json=as_json)
     from hedwig.benchmark.serve import measure_serving
     from hedwig.serving import start, start_ray, stop
-    from hedwig.serving.fence import haproxy_binary
 
     os.environ.pop("RAY_ADDRESS", None)
     start_ray(proxy=proxy, num_cpus=2)
-    name = "python" if proxy == "python" or haproxy_binary() is None else "haproxy"
     figures = measure_serving(
-        start, lambda: stop(ray_too=True), proxy=name, port=port, num_vectors=vectors, num_cells=cells, dim=dim,
+        start, lambda: stop(ray_too=True), proxy=proxy, port=port, num_vectors=vectors, num_cells=cells, dim=dim,
         batch=batch, connections=connections, num_rounds=rounds, num_requests=requests,
     )  # fmt: skip
     show(figures.to_dict(), figures.text())

@@ -247,6 +247,9 @@ class EmbedConfig(_Section):
     num_threads: int = Field(default=2, ge=1, description="decoding and torch threads of one actor")
     batch_size: int = Field(default=32, ge=1)
     rows_per_block: int = Field(default=256, ge=1, description="unit of work, of progress and of what a crash repeats")
+    batch_timeout_s: float | None = Field(
+        default=None, gt=0, description="a batch, or a row tried alone, that takes longer ends its worker; None: never"
+    )
 
 
 class PolygonsConfig(_Section):
@@ -352,6 +355,10 @@ class ServeConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     num_replicas: int = Field(default=1, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1, description="most replicas; default: no autoscaling")
+    proxy: Literal["python", "haproxy"] = Field(
+        default="python", description="haproxy: faster, repeats what a lost replica took with it; loopback only"
+    )
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
     max_ongoing_requests: int = Field(default=8, ge=1)

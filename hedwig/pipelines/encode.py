@@ -105,6 +105,7 @@ def rows_stage(
         max_rejected=run.experiment.data.max_rejected,
         keep=keep,
         details=details,
+        timeout_s=run.experiment.embed.batch_timeout_s,
     )
     progress = run.rows_progress(stage)
     if not incremental:

@@ -214,10 +214,7 @@ def _run(task: RowsTask, num_rows: int, staged: Staged, meter: Any) -> int:
             batch_size=pool.batch_size,
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
-            # One task in flight: of two that a restarted actor gets again, the second was seen to wait for ever.
-            compute=ActorPoolStrategy(
-                min_size=min(pool.num_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
-            ),
+            compute=ActorPoolStrategy(min_size=min(pool.num_actors, actors), max_size=actors),
         ).write_parquet(staging, filesystem=fs if remote else None)
     finally:
         configure_data()

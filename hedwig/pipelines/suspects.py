@@ -134,6 +134,10 @@ class GuardedChain:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """(B,) rows in, (B,) rows out, in the same order."""
+        return self._work(table)
+
+    def _work(self, table: pa.Table) -> pa.Table:
+        """What a call does; Ray Data calls from a thread of its own and waits, so a call inside a call never ends."""
         ids = table["pano_id"].to_pylist()
         one_by_one, reason = self._ask("begin", self._worker, ids)
         if reason is not None:
@@ -142,7 +146,7 @@ class GuardedChain:
                 self._report({"rows": len(ids), "rejected": len(ids)})
             return self._chain.rejected(table, reason)
         if one_by_one:
-            return pa.concat_tables([self(table.slice(row, 1)) for row in range(len(ids))])
+            return pa.concat_tables([self._work(table.slice(row, 1)) for row in range(len(ids))])
         if self._timeout_s is not None:
             faulthandler.dump_traceback_later(self._timeout_s, exit=True)
         try:

@@ -4,9 +4,9 @@ One deployment, because each hop between deployments costs 2 to 10 ms. Requests 
 Serve's queue: so a refusal is our JSON with Retry-After, and Serve's own limits, set a little higher, leave room for
 the probes under full load. No `@serve.batch`: on a CPU a batch takes as long as its images one after another, waiting
 for it costs latency, and an answer would depend on its neighbours in the batch in the last digits; on a GPU it is to
-be measured first. On loopback the proxy is HAProxy behind the fence of `hedwig.serving.fence`, where Ray is started
-here; it repeats a request whose replica died. Elsewhere it is the proxy of the Ray there: Serve's own does not repeat,
-`hedwig.Client` does.
+be measured first. The proxy is Serve's own unless HAProxy is asked for, which is put behind the fence of
+`hedwig.serving.fence`, on loopback and in a Ray that is started here; it repeats most of what a replica took with it
+when it died. Serve's own does not; `hedwig.Client` repeats everything, behind either.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _APPLICATION = "hedwig"
 _NUM_PROBES = 8  # Serve slots that requests to be located cannot take
 
-Proxy = Literal["auto", "haproxy", "python"]
+Proxy = Literal["python", "haproxy"]
 
 
 def build(
@@ -164,7 +164,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
-    proxy: Proxy = "auto",
+    proxy: Proxy = "python",
     ready_timeout_s: float = 300.0,
     request_timeout_s: float = 30.0,
     **options: Any,
@@ -204,8 +204,8 @@ def start(
         options["rate_per_s"] = 0.0  # there is nobody to hold back but oneself
     if loopback and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
         raise ValueError(
-            "RAY_SERVE_ENABLE_HA_PROXY=1 makes Serve bind every interface; unset it to serve on loopback: hedwig turns "
-            "HAProxy on by itself, behind a fence."
+            "RAY_SERVE_ENABLE_HA_PROXY=1 makes Serve bind every interface; unset it to serve on loopback: --proxy "
+            "haproxy turns it on behind a fence."
         )
     host = FENCED_HOST if host == "localhost" else host
     if not loopback:
@@ -246,23 +246,22 @@ def stop(*, ray_too: bool = False) -> None:
         ray.shutdown()
 
 
-def start_ray(host: str = FENCED_HOST, proxy: Proxy = "auto", *, num_cpus: float = 1.0) -> None:
+def start_ray(host: str = FENCED_HOST, proxy: Proxy = "python", *, num_cpus: float = 1.0) -> None:
     """Start a local Ray for a service.
 
     Args:
         host: Where the service will listen.
-        proxy: "haproxy", fenced, which needs `host` 127.0.0.1; "python" for Serve's own; "auto" takes HAProxy where it
-            can.
+        proxy: "python" for Serve's own; "haproxy", fenced, which needs `host` 127.0.0.1.
         num_cpus: Logical CPUs that are needed at least.
 
     Raises:
         ValueError: "haproxy", which is not there or cannot be fenced.
     """
-    binary = haproxy_binary() if proxy != "python" and host in (FENCED_HOST, "localhost") else None
+    binary = haproxy_binary() if proxy == "haproxy" and host in (FENCED_HOST, "localhost") else None
     if proxy == "haproxy" and binary is None:
         raise ValueError(
             f"proxy is 'haproxy', host {host!r}: HAProxy is used on {FENCED_HOST} only, and where Ray brings it "
-            "(Linux, ray[serve]); choose proxy: auto."
+            "(Linux, ray[serve]); choose proxy: python."
         )
     ensure_token()
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs

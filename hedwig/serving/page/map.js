@@ -3,7 +3,7 @@
 
 import { byId, colour } from "./dom.js";
 import { heatOverlay } from "./heat.js";
-import { country, km, percent } from "./words.js";
+import { ANYWHERE_KM, country, km, percent } from "./words.js";
 
 const L = window.L;
 const FAINT = 0.002; // a cell below this share keeps its plain look
@@ -31,19 +31,25 @@ export class WorldMap {
     this.heat = null;
     this.marks = { neighbours: L.layerGroup(), rings: L.layerGroup().addTo(this.map), answer: L.layerGroup().addTo(this.map), lit: L.layerGroup().addTo(this.map) };
     this.marks.neighbours.addTo(this.map);
-    this.showWorld();
+    this.home();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
     new ResizeObserver(() => this.map.invalidateSize()).observe(byId("map"));
   }
 
-  showWorld() { this.map.fitBounds(WORLD, { animate: false }); }
+  home() {
+    const bounds = this.cellLayer?.getBounds();
+    const some = bounds?.isValid() && bounds.getEast() - bounds.getWest() < 300;
+    this.map.fitBounds(some ? bounds.pad(0.05) : WORLD, { animate: false });
+  }
 
   drawLand(collection) {
+    this.outlines = collection;
     this.land = L.geoJSON(collection, { interactive: false, renderer: this.renderers.land, pane: "land",
       style: () => ({ color: colour("border"), weight: 0.8, fillColor: colour("land"), fillOpacity: 1 }) }).addTo(this.map);
   }
 
   drawCells(collection) {
+    this.collection = collection;
     this.cellLayer?.remove();
     this.features.clear();
     this.layers.clear();
@@ -56,8 +62,15 @@ export class WorldMap {
       } });
     if (byId("show-cells").checked) this.cellLayer.addTo(this.map);
     if (this.answer) this.shade();
-    else this.map.fitBounds(this.cellLayer.getBounds().isValid() ? this.cellLayer.getBounds().pad(0.05) : WORLD, { animate: false });
+    else this.home();
   }
+
+  // The code of the country at a point; at sea that of the geocell there, "" where nothing is known.
+  countryAt = (lat, lon) => {
+    const at = (collection) => collection?.features.find(({ geometry }) => polygonsOf(geometry)
+      .some(([outer, ...holes]) => inside(outer, lat, lon) && !holes.some((hole) => inside(hole, lat, lon))))?.properties.country;
+    return at(this.outlines) || at(this.collection) || "";
+  };
 
   countryOf = (id) => this.features.get(id)?.country ?? "";
 
@@ -75,8 +88,8 @@ export class WorldMap {
     // The root: a tenth of the best must still be seen.
     const depth = Math.sqrt(share / this.most);
     const inHalf = this.answer.region_50?.includes(id), inMost = this.answer.region_90?.includes(id);
-    return { ...plain, fillOpacity: 0.12 + 0.68 * depth, opacity: 1, color: inMost || inHalf ? colour("amber-ink") : colour("cell"),
-      weight: inHalf ? 2 : inMost ? 1.2 : 0.6, dashArray: inMost && !inHalf ? "4 3" : null };
+    return { ...plain, fillOpacity: this.heat ? 0 : 0.1 + 0.55 * depth, opacity: 1, color: inMost || inHalf ? colour("amber-ink") : colour("cell"),
+      weight: inHalf ? 2 : inMost ? 1 : 0.6, dashArray: inMost && !inHalf ? "4 3" : null };
   }
 
   shade() {
@@ -112,8 +125,8 @@ export class WorldMap {
         { renderer, pane, color: colour("amber-ink"), weight: 1, fillColor: colour("amber"), fillOpacity: 0.1 + 0.6 * area.prob }), marks.rings);
     }
     for (const [radius, dash, weight] of [[answer.radius_km, "6 5", 1.8], [answer.radius_50_km, null, 1.8]]) {
-      if (radius && answer.lat !== null) {
-        put(L.circle([answer.lat, answer.lon], { radius: radius * 1000, renderer, pane, color: colour("ink"), weight, dashArray: dash, fill: false }), marks.rings);
+      if (radius && radius < ANYWHERE_KM && answer.lat !== null) {
+        put(L.polyline(circle(answer.lat, answer.lon, radius), { renderer, pane, color: colour("ink"), weight, dashArray: dash }), marks.rings);
       }
     }
     (answer.neighbour_lat ?? []).forEach((lat, i) => {
@@ -131,7 +144,7 @@ export class WorldMap {
   fit() {
     const { answer } = this;
     if (answer.lat === null) return;
-    const bounds = L.latLng(answer.lat, answer.lon).toBounds(2000 * Math.max(2, answer.radius_km ?? 50));
+    const bounds = L.latLng(answer.lat, answer.lon).toBounds(2000 * Math.min(4000, Math.max(2, answer.radius_km ?? 50)));
     const near = answer.region_50?.length ? answer.region_50 : answer.cell_ids.slice(0, 1);
     for (const id of near.slice(0, 12)) {
       const layer = this.layers.get(id);
@@ -164,6 +177,7 @@ export class WorldMap {
     this.heat?.remove();
     this.heat = shown && this.answer ? heatOverlay(this.answer, this.features, "heat") : null;
     this.heat?.addTo(this.map);
+    this.shade(); // one shading at a time
   }
 
   repaint() {
@@ -176,5 +190,32 @@ export class WorldMap {
   }
 }
 
+const polygonsOf = (geometry) => (geometry.type === "Polygon" ? [geometry.coordinates] : geometry.coordinates);
+
+// Whether a ray from the point crosses the ring an odd number of times.
+function inside(ring, lat, lon) {
+  let odd = false;
+  for (let i = 0, j = ring.length - 1; i < ring.length; j = i++) {
+    const [x, y] = ring[i], [x2, y2] = ring[j];
+    if ((y > lat) !== (y2 > lat) && lon < (x2 - x) * (lat - y) / (y2 - y) + x) odd = !odd;
+  }
+  return odd;
+}
+
+// All points at this distance, by the sphere: a circle of thousands of kilometres is none on the map. Longitudes go on
+// past ±180 where it crosses, so that no line runs back across the map.
+function circle(lat, lon, radius) {
+  const rad = Math.PI / 180, d = radius / 6371.0088, points = [];
+  for (let bearing = 0; bearing <= 360; bearing += 2) {
+    const b = bearing * rad;
+    const to = Math.asin(Math.sin(lat * rad) * Math.cos(d) + Math.cos(lat * rad) * Math.sin(d) * Math.cos(b));
+    let east = lon + Math.atan2(Math.sin(b) * Math.sin(d) * Math.cos(lat * rad), Math.cos(d) - Math.sin(lat * rad) * Math.sin(to)) / rad;
+    const before = points.length ? points[points.length - 1][1] : lon;
+    east += 360 * Math.round((before - east) / 360);
+    points.push([to / rad, east]);
+  }
+  return points;
+}
+
 export const cellTitle = (cell, id) => (cell ? [cell.admin1, country(cell.country)].filter(Boolean).join(", ") : `Cell ${id}`);
-export const cellDetail = (cell, id) => (cell ? `cell ${id} · ${cell.num_panoramas} references · ${km(cell.radius_km)} across the middle` : "");
+export const cellDetail = (cell, id) => (cell ? `cell ${id} · ${cell.num_panoramas} reference panoramas${cell.radius_km >= 0.1 ? ` · radius ${km(cell.radius_km)}` : ""}` : "");

@@ -19,9 +19,16 @@ function become(state) {
   document.body.dataset.state = state;
   byId("busy").hidden = state !== "busy";
   byId("error").hidden = state !== "error";
-  byId("send").hidden = files.length === 0 || state === "busy";
-  byId("send").textContent = state === "ready" ? "Locate" : "Locate again";
+  showSend();
   byId("form").setAttribute("aria-busy", String(state === "busy"));
+}
+
+// After an answer only who changes an option has a use for the button.
+function showSend() {
+  const { state } = document.body.dataset;
+  byId("send").hidden = files.length === 0 || state === "busy" || (state !== "ready" && !byId("options").open);
+  byId("send").className = state === "ready" ? "main" : "";
+  byId("send").textContent = state === "ready" ? "Locate" : "Locate again";
 }
 
 // What is served, and its cells; without them the page still works, with plainer words.
@@ -101,9 +108,11 @@ function showPicture(frames = []) {
   byId("viewer-open").hidden = true;
   byId("viewer-box").hidden = true;
   byId("viewer-open").setAttribute("aria-expanded", "false");
+  byId("viewer-open").textContent = "Look around";
   if (!picture) return;
-  drawStrip(picture, frames);
-  byId("viewer-open").hidden = !(files.length === 1 && Viewer.fits(picture, frames));
+  const around = files.length === 1 && Viewer.fits(picture);
+  drawStrip(picture, frames, around);
+  byId("viewer-open").hidden = !around;
   const explained = frames.length > 0 && frames.every((frame) => frame.weight !== null);
   byId("strip-words").textContent = !frames.length ? ""
     : explained ? `What the model saw, in ${frames.length} frames. The bright parts and the full bars decided.`
@@ -153,7 +162,7 @@ function clearAnswer() {
 
 function show(answer) {
   become("done");
-  const words = sentence(answer, map.countryOf);
+  const words = sentence(answer, map);
   byId("sentence").textContent = words.first;
   byId("second").textContent = words.second;
   showPicture(answer.frames ?? []);
@@ -168,13 +177,17 @@ function showError(error, retry = null) {
   const known = error instanceof api.Refused;
   const { code, message, next, waitS, status } = known ? error : { code: "page", message: "The page itself failed.", next: "Reload it.", waitS: 0, status: 0 };
   if (!known) console.error(error);
-  const button = retry ? make("button", { type: "button", textContent: "Try again" }) : null;
-  button?.addEventListener("click", () => retry());
+  // What is wrong with the file stays wrong with it.
+  const other = !retry || (status >= 400 && status < 500 && ![401, 403, 408, 429].includes(status));
+  const button = make("button", { type: "button", textContent: other ? "Choose another file" : "Try again" });
+  button.addEventListener("click", () => (other ? byId("file").click() : retry()));
+  if (other) byId("picture").hidden = true;
+  map.home();
   byId("error").replaceChildren(make("h3", { textContent: errorTitle(code) }), make("p", { textContent: message }), make("p", { textContent: next }),
-    ...(button ? [button] : []), make("p", {}, make("code", { textContent: status ? `${code}, ${status}` : code })));
+    button, make("p", {}, make("code", { textContent: status ? `${code}, ${status}` : code })));
   become("error");
   if (status === 401) { showKey(error); byId("key").focus(); }
-  if (button && waitS > 0) countDown(button, Math.ceil(waitS));
+  if (!other && waitS > 0) countDown(button, Math.ceil(waitS));
 }
 
 function countDown(button, seconds) {
@@ -201,6 +214,7 @@ async function save(format, name) {
 
 byId("file").addEventListener("change", (event) => { choose([...event.target.files]); event.target.value = ""; });
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); if (files.length) locate(); });
+byId("options").addEventListener("toggle", showSend);
 byId("cancel").addEventListener("click", () => running?.abort());
 byId("key-use").addEventListener("click", async () => {
   api.useKey(byId("key").value);

@@ -7,13 +7,16 @@ import { percent } from "./words.js";
 const SHOWN_PX = 1600;
 const LANE_PX = 26;
 
-export function drawStrip(picture, frames = []) {
+export function drawStrip(picture, frames, around) {
   const canvas = byId("strip"), scale = Math.min(1, SHOWN_PX / picture.width);
   canvas.width = Math.max(1, Math.round(picture.width * scale));
   canvas.height = Math.max(1, Math.round(picture.height * scale));
   const context = canvas.getContext("2d");
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   if (frames.length && frames.every((frame) => frame.weight !== null)) shade(context, canvas, frames);
+  // All around: the horizon is enough. Else the whole picture, no higher than a strip.
+  byId("strip-wrap").className = around ? "around" : "";
+  byId("strip-wrap").style.maxWidth = around ? "" : `${Math.round(260 * picture.width / picture.height)}px`;
   drawLanes(frames);
 }
 

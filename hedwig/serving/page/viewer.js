@@ -23,8 +23,8 @@ export class Viewer {
   }
 
   // Whether a picture goes all around: only then there is something to look around in.
-  static fits(picture, frames) {
-    return picture.width >= 1.9 * picture.height && frames.length > 0 && frames.every((frame) => frame.fov_deg !== null);
+  static fits(picture) {
+    return picture.width >= 1.9 * picture.height;
   }
 
   show(picture, heading) {

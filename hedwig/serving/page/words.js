@@ -6,23 +6,25 @@ export function country(code) {
   try { return code ? names.of(code) : "an unnamed place"; } catch { return code; }
 }
 
+export const ANYWHERE_KM = 8000; // a radius above it holds most of the land
+
 export function percent(p) {
   if (p === null || p === undefined) return "?";
-  if (p > 0 && p < 0.01) return "< 1 %";
-  if (p > 0.99 && p < 1) return "> 99 %";
-  return `${Math.round(100 * p)} %`;
+  if (p > 0 && p < 0.01) return "<\u00a01\u00a0%";
+  if (p > 0.99 && p < 1) return ">\u00a099\u00a0%";
+  return `${Math.round(100 * p)}\u00a0%`;
 }
 
 export function km(value) {
   if (value === null || value === undefined) return "?";
-  if (value < 1) return `${Math.max(10, Math.round(100 * value) * 10)} m`;
-  if (value < 10) return `${value.toFixed(1)} km`;
+  if (value < 1) return `${Math.max(10, Math.round(100 * value) * 10)}\u00a0m`;
+  if (value < 10) return `${value.toFixed(1)}\u00a0km`;
   const digits = 10 ** Math.max(0, Math.floor(Math.log10(value)) - 1);
-  return `${(Math.round(value / digits) * digits).toLocaleString("en")} km`;
+  return `${(Math.round(value / digits) * digits).toLocaleString("en")}\u00a0km`;
 }
 
 export function place(lat, lon, digits = 2) {
-  const part = (value, plus, minus) => `${Math.abs(value).toFixed(digits)}° ${value < 0 ? minus : plus}`;
+  const part = (value, plus, minus) => `${Math.abs(value).toFixed(digits)}°\u00a0${value < 0 ? minus : plus}`;
   return `${part(lat, "N", "S")}, ${part(lon, "E", "W")}`;
 }
 
@@ -37,34 +39,41 @@ export function distanceKm(lat, lon, lat2, lon2) {
   return 2 * 6371.0088 * Math.asin(Math.min(1, Math.sqrt(h)));
 }
 
-// [code, share] of the likeliest country; the code is "" where no map of cells tells it.
-export function likeliestCountry(answer, countryOf) {
+// Map of country code to probability, the likeliest first; empty where no map of cells tells countries.
+function countryShares(answer, countryOf) {
   const from = answer.posterior ?? { cell_ids: answer.cell_ids, probs: answer.cell_probs };
   const shares = new Map();
   from.cell_ids.forEach((id, i) => {
     const code = countryOf(id);
     if (code) shares.set(code, (shares.get(code) ?? 0) + (from.probs[i] ?? 0));
   });
-  return [...shares].sort((a, b) => b[1] - a[1])[0] ?? ["", answer.cell_probs[0] ?? answer.confidence ?? 0];
+  return new Map([...shares].sort((a, b) => b[1] - a[1]));
 }
 
 // {first, second}: what is known of the place, said as a person would.
-export function sentence(answer, countryOf) {
+export function sentence(answer, { countryOf, countryAt }) {
   if (answer.lat === null || answer.lon === null) return { first: "The model has no answer for this picture.", second: "" };
-  const [code, share] = likeliestCountry(answer, countryOf);
+  const shares = countryShares(answer, countryOf);
+  const [best] = shares.keys();
+  // The country is that of the point which is told; the likeliest one may be another when nothing is sure.
+  const there = countryAt(answer.lat, answer.lon), code = shares.has(there) ? there : shares.size ? best : there;
+  const share = shares.get(code) ?? answer.cell_probs[0] ?? answer.confidence ?? 0;
   const point = place(answer.lat, answer.lon, answer.precision_km ? 1 : 2);
-  const within = answer.radius_km === null || answer.radius_km === undefined ? `near ${point}` : `within ${km(answer.radius_km)} of ${point}`;
+  const lost = (answer.radius_km ?? 0) >= ANYWHERE_KM;
+  const within = lost || answer.radius_km === null || answer.radius_km === undefined ? `near ${point}` : `within ${km(answer.radius_km)} of ${point}`;
   const sure = share >= 0.9 ? "Almost surely" : share >= 0.55 ? "Probably" : share >= 0.25 ? "Perhaps" : "Hard to say; perhaps";
-  const where = code ? `${sure} in ${country(code)} (${percent(share)})` : `${sure} here`;
-  const second = answer.precision_km
+  const where = code ? `${sure} in ${country(code)} (${percent(share)}),` : sure;
+  const other = best && best !== code ? ` The likeliest country by itself is ${country(best)} (${percent(shares.get(best))}).` : "";
+  const second = (answer.precision_km
     ? `This service tells places only to squares of ${km(answer.precision_km)}.`
-    : answer.radius_50_km ? `Nine times out of ten it is that near; every second time within ${km(answer.radius_50_km)}.`
-      : answer.radius_km ? "Nine times out of ten it is that near." : "This run was not calibrated, so no radius is known.";
+    : lost ? `It could be almost anywhere: ${answer.radius_50_km && answer.radius_50_km < ANYWHERE_KM ? `every second time such an answer is within ${km(answer.radius_50_km)}` : "the model has seen too little like it"}.`
+      : answer.radius_50_km ? `Nine times out of ten it is that near; every second time within ${km(answer.radius_50_km)}.`
+      : answer.radius_km ? "Nine times out of ten it is that near." : "This run was not calibrated, so no radius is known.") + other;
   if (answer.localisable === false) {
-    return { first: `Too little is seen to place this picture. The best guess: ${where.charAt(0).toLowerCase()}${where.slice(1)}, ${within}.`,
+    return { first: `Too little is seen to place this picture. The best guess: ${where.charAt(0).toLowerCase()}${where.slice(1)} ${within}.`,
       second: "Do not rely on it." };
   }
-  return { first: `${where}, ${within}.`, second };
+  return { first: `${where} ${within}.`, second };
 }
 
 const TITLES = {
