@@ -231,6 +231,7 @@ def visit(browser):
         requests, said = [], []
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("filechooser", lambda _: None)  # caught from the start, not when the key is already down
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(url)
         page.locator("body[data-loaded=true]").wait_for()
