@@ -55,7 +55,7 @@ def test_config_show_and_schema(pytestconfig):
     demo = pytestconfig.rootpath / "experiments" / "demo.yaml"
     shown = yaml.safe_load(hedwig("config", "show", demo, "training.epochs=7").stdout)
     assert shown["training"]["epochs"] == 7
-    assert shown["retrieve"]["num_cells"] == 5
+    assert shown["retrieve"]["num_cells"] == 20
     schema = json.loads(hedwig("config", "schema").stdout)
     assert "slicing" in schema["properties"]
     done = hedwig("config", "show", demo, "training.epoch=7")

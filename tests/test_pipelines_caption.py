@@ -204,12 +204,13 @@ def test_kept_answers_become_captions_and_missing_ones_failures(tmp_path):
 
 
 def test_vllm_is_asked_once_per_image_without_an_answer(tmp_path, panoramas):
-    from hedwig.pipelines.caption import _cut, frames_to_show
+    from hedwig.pipelines.caption import frames_to_show
+    from hedwig.pipelines.encode import cutting_steps
 
     table = storage.read_table(str(panoramas / "panoramas"))
     table = pa.concat_tables([table, table.slice(0, 1)])
     run = run_of(panoramas)
-    unanswered = Unanswered(_cut(run, frames_to_show(run)), kept(tmp_path))
+    unanswered = Unanswered(cutting_steps(run, frames_to_show(run)), kept(tmp_path))
     asked = unanswered(table)
     assert asked.num_rows == NUM
     assert {len(f) for f in asked["frames_flat"].to_pylist()} == {2 * 64 * 64 * 3}

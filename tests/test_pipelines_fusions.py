@@ -181,7 +181,7 @@ def test_a_corrected_normalisation_embeds_again(tmp_path: Path, listing: Path, w
 
 
 def test_the_pool_learns_which_frames_matter(tmp_path: Path, listing: Path, without_ray: None) -> None:
-    run = make(tmp_path, listing, {"name": "clip-tiny", "fusion": "attention"}, 4)
+    run = make(tmp_path, listing, {"name": "clip-tiny", "fusion": "attention"}, 4, index={"embedding": "projected"})
     output = finish(run)
     query = Geolocator.load(output / "geolocator").query
     assert query is not None
