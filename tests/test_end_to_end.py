@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
     staging = folder / "run" / "captions" / ".staging"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and driver.poll() is None:
-        if staging.is_dir() and any(staging.glob("*.parquet")):
+        if staging.is_dir() and any(staging.glob("*/*.parquet")):
             break
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
