@@ -80,7 +80,9 @@ def test_two_replicas_ask_for_keys_share_a_rate_and_keep_an_audit(ray_session, t
         a, b = (made[name][0] for name in ("a", "b"))
         assert send(url, None, jpeg(0))[0] == 401
         answers = [send(url, a, jpeg(i)) for i in range(40)]
-        assert [status for status, *_ in answers] == [200] * 30 + [429] * 10
+        granted = [status for status, *_ in answers].count(200)
+        assert 20 <= granted <= 30  # never more; less by the tokens that a replica has leased and not spent
+        assert sorted(status for status, *_ in answers) == [200] * granted + [429] * (40 - granted)
         assert all(answer["precision_km"] == 25.0 for status, _, answer in answers if status == 200)
         assert int(answers[-1][1]["Retry-After"]) >= 1
         assert send(url, b, jpeg(1)[:-30])[0] == 422  # another key; and the decoder's own process refuses
@@ -93,7 +95,7 @@ def test_two_replicas_ask_for_keys_share_a_rate_and_keep_an_audit(ray_session, t
     assert all(verify([file]).num_lines > 2 for file in files)
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     statuses = [line["status"] for line in lines if line["event"] == "answer"]
-    assert sorted(statuses) == [200] * 30 + [401] + [422] + [429] * 10
+    assert sorted(statuses) == [200] * granted + [401] + [422] + [429] * (40 - granted)
     text = "".join(file.read_text() for file in files)
     assert a not in text
     assert b not in text

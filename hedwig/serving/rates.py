@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ _ACTOR, _NAMESPACE = "hedwig-rates", "hedwig"
 _MOST_CALLERS = 100_000  # about 20 MB; the longest unseen is forgotten, and starts anew with a full bucket
 _LEASE_S = 1.0  # tokens a replica has not spent by then are lost
 _ASK_TIMEOUT_S = 1.0
+_START_S = 30.0
 _ALONE_S = 5.0  # how long to count alone before the actor is asked again
 
 Ask = Callable[[str, int, int], Awaitable[tuple[int, float]]]
@@ -232,7 +234,25 @@ def open_rates(rate: Rate, *, num_replicas: int = 1) -> LeasedRates:
             raise
         return int(granted), float(wait_s)
 
+    def settle() -> None:
+        nonlocal actor
+        import ray
+
+        actor = find()
+        ray.get(actor.lease.remote("", 0, 0), timeout=_START_S)
+
+    # Before the first request: while the actor starts, every replica would grant its share and then the actor its own.
+    starting = threading.Thread(target=_quietly, args=(settle,), daemon=True)
+    starting.start()
+    starting.join(_START_S)
     return LeasedRates(rate, ask, share=1.0 / max(1, num_replicas))
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:  # it is asked again with the first request, and until then counted alone
+        _log.warning("the actor of the rates has not answered yet (%s)", type(error).__name__)
 
 
 def stop_rates() -> None:
