@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from hedwig.serving.limits import Limits
 
-__all__ = ["JSON_TYPE", "Asked", "Place", "read_batch", "read_embeddings", "read_place"]
+__all__ = ["FLOATS_TYPE", "JSON_TYPE", "Asked", "Place", "read_batch", "read_embeddings", "read_place", "read_query"]
 
 JSON_TYPE = "application/json"
 FLOATS_TYPE = "application/octet-stream"
@@ -73,6 +74,19 @@ class Asked:
     text: Floats | None = None
     frames: Floats | None = None
     cells: NDArray[np.int64] | None = None
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    """The parameters in the address, as FastAPI would read them; of one that is given twice the last counts.
+
+    Raises:
+        RequestValidationError: as FastAPI's.
+    """
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        found = [{**one, "loc": ("query", *one["loc"])} for one in error.errors(include_url=False)]
+        raise RequestValidationError(found) from None
 
 
 async def read_place(request: Request, limits: Limits, heading: float | None, *, json: bool = True) -> Place:

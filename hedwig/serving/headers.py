@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
@@ -45,8 +44,28 @@ _PAGE_PREFIX = "/page/"
 
 def headers_of(path: str) -> Mapping[str, str]:
     """The security headers of an answer to `path`."""
-    page = path == "/" or path.startswith(_PAGE_PREFIX)
-    return {**_HEADERS, "Content-Security-Policy": _PAGE_POLICY if page else _API_POLICY}
+    return {**_HEADERS, "Content-Security-Policy": _PAGE_POLICY if _is_page(path) else _API_POLICY}
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith(_PAGE_PREFIX)
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+_RAW = {page: _raw(headers_of("/" if page else "/v1")) for page in (False, True)}
+_NAMES = {name for name, _ in _RAW[False]}
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+def _safely(headers: Iterable[tuple[bytes, bytes]], path: str) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer and the security headers, which win; what says nothing of caching is not stored."""
+    kept = [(name, value) for name, value in headers if name.lower() not in _NAMES]
+    stored = () if any(name.lower() == b"cache-control" for name, _ in kept) else (_NO_STORE,)
+    return [*kept, *stored, *_RAW[_is_page(path)]]
 
 
 def allow_origins(app: Any, origins: Collection[str]) -> None:
@@ -106,13 +125,10 @@ class SafeAnswers:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                headers.setdefault("Cache-Control", "no-store")
-                for name, value in headers_of(scope["path"]).items():
-                    headers[name] = value
+                message["headers"] = _safely(message.get("headers", ()), scope["path"])
             await send(message)
 
-        host = _host_name(Headers(scope=scope).get("host", ""))
+        host = _host_name(next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), ""))
         if "*" not in self._allowed and host not in self._allowed:
             error = refusal("bad_host", f"The Host header names {host[:80]!r}, which is not a name of this service.")
             await _response(error)(scope, receive, send_safely)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -39,6 +39,7 @@ class Metrics:
     def __init__(self, replica: str | None = None) -> None:
         self.registry = CollectorRegistry()
         self._replica = replica or f"{socket.gethostname()}-{os.getpid()}"
+        self._series: dict[tuple[Any, ...], Any] = {}
         self._requests = Counter(
             "hedwig_requests", "Requests answered.", ["replica", "method", "route", "status"], registry=self.registry
         )
@@ -52,6 +53,13 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
 
+    def _of(self, family: Any, *labels: str) -> Any:
+        """The series of these labels; finding one anew takes longer than counting."""
+        key = (family, *labels)
+        if (series := self._series.get(key)) is None:
+            series = self._series[key] = family.labels(self._replica, *labels)
+        return series
+
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         names = ["replica", *labels]
         return Histogram(f"hedwig_{name}", text, names, buckets=buckets, registry=self.registry)
@@ -59,18 +67,18 @@ class Metrics:
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request was answered."""
         method = method if method in _METHODS else "other"
-        self._requests.labels(self._replica, method, route, str(status)).inc()
-        self._request_s.labels(self._replica, route).observe(seconds)
+        self._of(self._requests, method, route, str(status)).inc()
+        self._of(self._request_s, route).observe(seconds)
 
     def stages(self, timings_ms: Mapping[str, float]) -> None:
         """Where the time of one request went; the total is `count`'s."""
         for name, value in timings_ms.items():
             if name != "total":
-                self._stage_s.labels(self._replica, name).observe(value / 1000)
+                self._of(self._stage_s, name).observe(value / 1000)
 
     def batch(self, route: str, size: int) -> None:
         """So many were worked on at once."""
-        self._batch.labels(self._replica, route).observe(size)
+        self._of(self._batch, route).observe(size)
 
     def entropy(self, bits: float) -> None:
         """One answer's entropy."""

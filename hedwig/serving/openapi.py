@@ -28,6 +28,7 @@ __all__ = [
     "body_of",
     "describe",
     "image_content",
+    "query_of",
     "refused",
     "shown",
 ]
@@ -93,6 +94,12 @@ def body_of(description: str, content: Mapping[str, Any], model: type[BaseModel]
     if model is not None:
         described["application/json"] = {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
     return {"requestBody": {"required": True, "description": description, "content": described}}
+
+
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` with the query parameters of a model, as FastAPI describes those that it reads."""
+    fields = model.model_json_schema()["properties"]
+    return {"parameters": [{"name": n, "in": "query", "required": False, "schema": fields[n]} for n in fields]}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

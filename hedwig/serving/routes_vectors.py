@@ -1,8 +1,8 @@
 """The routes of embeddings: ``/v1/embed`` makes one of an image, ``/v1/neighbours`` searches with one or with many.
 
-The search is the retrieval path on stored embeddings, kept thin: JSON is parsed by hand, and a few embeddings are
-searched without a thread. Many embeddings travel fastest as plain float32 numbers (``application/octet-stream``), with
-base64 in JSON next.
+The search is the retrieval path on stored embeddings, kept thin: parameters and JSON are parsed by hand, for FastAPI
+takes as long for them as the search takes, and a few embeddings are searched without a thread. Many embeddings travel
+fastest as plain float32 numbers (``application/octet-stream``), with base64 in JSON next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from hedwig.serving.access import charge
 from hedwig.serving.answers import json_response
 from hedwig.serving.audited import note
-from hedwig.serving.bodies import FLOATS_TYPE, JSON_TYPE, Asked, read_embeddings, read_place
+from hedwig.serving.bodies import FLOATS_TYPE, JSON_TYPE, Asked, read_embeddings, read_place, read_query
 from hedwig.serving.limits import check_type
 from hedwig.serving.messages import (
     EmbedAnswer,
@@ -26,7 +26,7 @@ from hedwig.serving.messages import (
     NeighboursQuery,
     PlaceBody,
 )
-from hedwig.serving.openapi import BODY_REFUSALS, IMAGE_REFUSALS, body_of, image_content, refused, shown
+from hedwig.serving.openapi import BODY_REFUSALS, IMAGE_REFUSALS, body_of, image_content, query_of, refused, shown
 from hedwig.serving.service import Service, Timings
 
 __all__ = ["vector_routes"]
@@ -48,11 +48,13 @@ def vector_routes(service: Service) -> APIRouter:
             "Embeddings as JSON or as rows of little-endian float32 numbers, or an image.",
             _IMAGES | _FLOATS,
             NeighboursBody,
-        ),
+        )
+        | query_of(NeighboursQuery),
     )
-    async def neighbours(request: Request, query: Annotated[NeighboursQuery, Query()]) -> Response:
+    async def neighbours(request: Request) -> Response:
         """The references most similar to embeddings, or to an image."""
         timings, release = Timings(), service.release
+        query = read_query(request, NeighboursQuery)
         service.refuse_withheld()
         media_type = check_type(request.headers.get("content-type"), (JSON_TYPE, FLOATS_TYPE, *_IMAGES))
         async with service.place(timings):
