@@ -140,6 +140,25 @@ def test_the_job_gives_the_same_bytes_through_faults_and_kills(tmp_path, endpoin
     assert not [path for path in left if not path.endswith((".parquet", "manifest.json"))]
 
 
+def test_a_listing_is_embedded_from_the_store_into_the_store(bucket):
+    lines = [f"p{i:03d},{i},{i},{bucket}/images/{i:03d}.jpg" for i in range(6)] + [f"gone,1,2,{bucket}/images/none.jpg"]
+    text = "pano_id,lat,lon,image_uri\n" + "\n".join(lines) + "\n"
+    storage.write_bytes(f"{bucket}/listings/some.csv", text.encode())
+    command = [
+        sys.executable, "-c", "from hedwig.cli import main; main()", "embed", f"{bucket}/listings/some.csv",
+        "embed.batch_size=2", "--model", "viclip-tiny", "--out", f"{bucket}/tables/some", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    result = json.loads(done.stdout)
+    assert (result["output"], result["num_in"], result["num_out"]) == (f"{bucket}/tables/some", 7, 6)
+    table = storage.read_table(f"{bucket}/tables/some")
+    assert table["pano_id"].to_pylist() == [f"p{i:03d}" for i in range(6)]
+    work = storage.read_manifest(f"{bucket}/tables/some/.work/embeddings")
+    assert work.num_out == 6
+    rejected = storage.read_table(f"{bucket}/tables/some/rejected")
+    assert rejected["pano_id"].to_pylist() == ["gone"]
+
+
 def steps():
     return [
         Step(ImageReader, {"num_threads": 4}),

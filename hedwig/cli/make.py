@@ -154,7 +154,7 @@ def embed(
     fusion: Annotated[str, typer.Option("--fusion", help="auto, viclip, mean, max_sim or attention")] = "auto",
     num_frames: Annotated[int, typer.Option("--frames", min=1, max=64, help="Frames per panorama.")] = 8,
     long_captions: Annotated[str, typer.Option("--long-captions", help="truncate or chunks")] = "truncate",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the embedding table.")] = None,
+    out: Annotated[str, typer.Option("--out", help="Folder of the embedding table; local, s3:// or gs://")] = "",
     captions: Annotated[str, typer.Option("--captions", help="template or none")] = "template",
     layout: Annotated[str, typer.Option("--layout", help="panoramas, or bearings: one row per heading")] = "panoramas",
     quiet: Quiet = False,
@@ -164,22 +164,26 @@ def embed(
 
     With --fusion max_sim or attention the table also holds frame_embeddings: the vector of every frame.
 
+    Settings may be changed as in an experiment, e.g. embed.num_actors=4 cluster.address=auto.
+
     Example: hedwig embed listing.csv --model viclip-tiny --out runs/embeddings
     """
-    from hedwig.config import load_experiment, validate_experiment
+    from hedwig.config import load_experiment, override, validate_experiment
+    from hedwig.storage import join, resolve
 
     set_up(quiet=quiet, as_json=as_json)
     if listing.endswith((".yaml", ".yml")):
         _run(load_experiment(listing, overrides or ()), "embed", "embed")
         return
-    if out is None or not model:
+    if not out or not model:
         raise typer.BadParameter("a listing needs --model NAME and --out DIR")
+    out = resolve(out)
     from hedwig.pipelines.embed import embed_listing
 
     # Rejected rows are counted and kept, never fatal, unless an override says so: this command makes no experiment.
     settings: dict[str, Any] = {
         "name": "embed",
-        "output": str(out / ".work"),
+        "output": join(out, ".work"),
         "data": {"panoramas": listing, "layout": layout, "split": {"method": "column"}, "max_rejected": 0.999999},
         "slicing": {"num_frames": num_frames},
         "encoder": {"name": model, "weights": weights, "fusion": fusion, "long_captions": long_captions},
@@ -188,11 +192,13 @@ def embed(
         "training": {"use_text": False},
         "index": {"embedding": "image"},
     }
+    for assignment in overrides or ():
+        override(settings, assignment)
     x = validate_experiment(settings, where="The command line")
     with Progress() as progress:
-        manifest = embed_listing(x, str(out), progress)
+        manifest = embed_listing(x, out, progress)
     counts = f"{manifest.num_out} of {manifest.num_in} panoramas, {manifest.num_rejected} rejected"
-    result = {"output": str(out), "num_in": manifest.num_in, "num_out": manifest.num_out}
+    result = {"output": out, "num_in": manifest.num_in, "num_out": manifest.num_out}
     show({**result, "num_rejected": manifest.num_rejected, "reasons": manifest.rejected_reasons}, f"{out}: {counts}")
 
 

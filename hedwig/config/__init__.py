@@ -8,7 +8,14 @@ exactly what will run.
 
 from __future__ import annotations
 
-from hedwig.config.loading import ConfigError, json_schema, load_experiment, parse_yaml, validate_experiment
+from hedwig.config.loading import (
+    ConfigError,
+    json_schema,
+    load_experiment,
+    override,
+    parse_yaml,
+    validate_experiment,
+)
 from hedwig.config.matrix import Cell, Matrix, load_matrix
 from hedwig.config.sections import (
     CaptionsConfig,
@@ -56,6 +63,7 @@ __all__ = [
     "json_schema",
     "load_experiment",
     "load_matrix",
+    "override",
     "parse_yaml",
     "validate_experiment",
 ]
