@@ -4,24 +4,35 @@ A vector is the raw bytes of its components, little-endian, stored PLAIN: five t
 fixed-size list of the same numbers, and without pyarrow's dictionary, which costs more still. In a single chunk without
 nulls nothing is copied: numpy, torch and Arrow look at the bytes that Parquet gave. With pyarrow alone the same is
 ``np.frombuffer(chunk.buffers()[1], dtype).reshape(-1, dim)`` (slices: mind ``chunk.offset``). This is the only reader:
-a table of another form is refused with the way to make it anew.
+a table of another form is refused with the way to make it anew. Whole tables that may be larger than memory are read
+batch by batch by `read_embeddings`.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hedwig.schema import VECTOR_DTYPES, SchemaError, check_columns
+from hedwig.storage import open_table
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_vector", "read_lists", "read_tensor", "read_vectors", "vector_array", "vector_form"]
+__all__ = [
+    "is_vector",
+    "read_embeddings",
+    "read_lists",
+    "read_tensor",
+    "read_vectors",
+    "vector_array",
+    "vector_form",
+]
 
 
 def is_vector(field: pa.Field) -> bool:
@@ -109,3 +120,79 @@ def read_lists(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     )
     mask = None if valid.all() else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+
+
+@overload
+def read_embeddings(
+    table: str | Sequence[str], as_: Literal["numpy"] = ..., *, columns: Sequence[str] | None = ...,
+    batch_rows: int = ..., where: Any = ...,
+) -> Iterator[dict[str, NDArray[Any]]]: ...  # fmt: skip
+@overload
+def read_embeddings(
+    table: str | Sequence[str], as_: Literal["torch"], *, columns: Sequence[str] | None = ...,
+    batch_rows: int = ..., where: Any = ...,
+) -> Iterator[dict[str, Any]]: ...  # fmt: skip
+@overload
+def read_embeddings(
+    table: str | Sequence[str], as_: Literal["arrow"], *, columns: Sequence[str] | None = ...,
+    batch_rows: int = ..., where: Any = ...,
+) -> Iterator[pa.Table]: ...  # fmt: skip
+def read_embeddings(
+    table: str | Sequence[str],
+    as_: Literal["numpy", "torch", "arrow"] = "numpy",
+    *,
+    columns: Sequence[str] | None = ("pano_id", "image_embedding"),
+    batch_rows: int = 8192,
+    where: Any = None,
+) -> Iterator[Any]:
+    """The rows of an embedding table, some at a time; only a few batches are in memory, however large the table.
+
+    Args:
+        table: its folder, or some of its files; local, s3:// or gs://.
+        as_: "numpy": a dict of arrays, vectors (B, D) read-only in their own dtype, texts as objects. "torch": the
+            same, vectors and numbers as tensors, vectors over memory that must not be written to. "arrow": a table,
+            for `read_vectors`, `read_tensor` and `read_lists`.
+        columns: which to read; None for all.
+        batch_rows: most rows at a time; fewer come at the end of a row group.
+        where: a pyarrow.dataset expression; rows that do not fit it are left out.
+
+    Yields:
+        Batches of up to `batch_rows` rows, in the order of the files.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        SchemaError: it lacks a column, or holds vectors of another form.
+        ValueError: another word than numpy, torch or arrow, or batch_rows below 1.
+    """
+    if as_ not in ("numpy", "torch", "arrow"):
+        raise ValueError(f"as_ is {as_!r}; choose numpy, torch or arrow.")
+    if batch_rows < 1:
+        raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1.")
+    dataset = open_table(table)
+    shown = f"The embedding table {table!r}" if isinstance(table, str) else "The embedding table"
+    names = dataset.schema.names if columns is None else list(columns)
+    check_columns(dataset.schema.names, names, where=shown)
+    for name in names:
+        if pa.types.is_fixed_size_binary(dataset.schema.field(name).type):
+            vector_form(dataset.schema, name, where=shown)
+    return _converted(dataset, names, as_, batch_rows, where)
+
+
+def _converted(dataset: Any, names: list[str], as_: str, batch_rows: int, where: Any) -> Iterator[Any]:
+    # Four files at a time hide the storage's latency; the usual 16 batches ahead are a gigabyte of wide vectors.
+    ahead = {"batch_readahead": 4, "fragment_readahead": 4}
+    for batch in dataset.to_batches(columns=names, filter=where, batch_size=batch_rows, **ahead):
+        if batch.num_rows:
+            rows = pa.Table.from_batches([batch])
+            yield rows if as_ == "arrow" else {name: _column(rows, name, as_ == "torch") for name in names}
+
+
+def _column(rows: pa.Table, name: str, tensors: bool) -> Any:
+    if is_vector(rows.schema.field(name)):
+        return read_tensor(rows, name) if tensors else read_vectors(rows, name)
+    values = rows[name].to_numpy()
+    if not tensors or values.dtype == object:
+        return values
+    import torch
+
+    return torch.from_numpy(values.copy())

@@ -119,6 +119,9 @@ def test_embed_names_a_misspelt_model(tmp_path, images):
     done = hedwig("embed", listing, "--model", "viclip-tini", "--out", tmp_path / "o")
     assert done.returncode == 1
     assert "did you mean 'viclip-tiny'?" in done.stderr
+    done = hedwig("embed", listing, "embed.batchsize=2", "--model", "viclip-tiny", "--out", tmp_path / "o")
+    assert done.returncode == 2
+    assert "Did you mean 'batch_size'?" in done.stderr
 
 
 def test_dry_run_says_how_much_and_writes_nothing(images, tmp_path, pytestconfig):

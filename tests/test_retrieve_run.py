@@ -262,7 +262,7 @@ def test_weights_inside_the_run_move_with_it(run: Path, monkeypatch: pytest.Monk
     save_encoder(encoder.module, "viclip-tiny", run / "encoder" / "viclip-tiny", "trained")
     config = {"encoder": {**ENCODER, "weights": "encoder/viclip-tiny"}, "slicing": {"mode": "wrap"}}
     changed = storage.Manifest("embeddings", "", 1, 1, 0, config, details={"model_id": encoder.model_id})
-    monkeypatch.setattr("hedwig.retrieve.run.load_retriever", lambda run, device: None)
+    monkeypatch.setattr("hedwig.retrieve.run.load_retriever", lambda run, **options: None)
     monkeypatch.setattr("hedwig.retrieve.run._manifest", lambda run, name: changed)
     monkeypatch.chdir(tmp_path)
     assert Hedwig.load("run").embedder.encoder.model_id == encoder.model_id
@@ -324,7 +324,7 @@ def test_other_weights_than_the_references_are_refused(run: Path, monkeypatch: p
     manifest = storage.read_manifest(str(run / "embeddings"))
     assert manifest is not None
     changed = storage.Manifest(**{**vars(manifest), "details": {"model_id": "viclip-tiny@0123456789ab"}})
-    monkeypatch.setattr("hedwig.retrieve.run.load_retriever", lambda run, device: None)
+    monkeypatch.setattr("hedwig.retrieve.run.load_retriever", lambda run, **options: None)
     monkeypatch.setattr("hedwig.retrieve.run._manifest", lambda run, name: changed)
     with pytest.raises(
         ValueError, match="made by viclip-tiny@0123456789ab, but the weights there now are viclip-tiny@"

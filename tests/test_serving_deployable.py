@@ -12,7 +12,7 @@ from hedwig.cli import app
 from hedwig.config import ServeConfig
 from hedwig.serving import build
 from hedwig.serving.deployable import check_deployable, deployable
-from hedwig.serving.deployment import application
+from hedwig.serving.deployment import application, needed
 
 
 def test_what_is_written_can_be_deployed_and_builds_the_same(monkeypatch):
@@ -88,3 +88,39 @@ def test_the_command_writes_the_file_and_serves_nothing(tmp_path):
     assert config["applications"][0]["args"]["num_replicas"] == 3
     assert config["http_options"]["port"] == 8123
     assert path.read_text().startswith(f"# serve deploy {path}")
+
+
+def bound_in(made):
+    """The ingress's deployment, and those that it is handed: the encoder, the shards."""
+    handed = made._bound_deployment.init_kwargs
+    return made._bound_deployment, handed["encoder"], handed["shards"]
+
+
+def test_by_default_there_is_one_deployment_and_a_layout_adds_others():
+    _, encoder, shards = bound_in(build("/runs/x", keys=None))
+    assert (encoder, shards) == (None, [])
+    options = {
+        **ServeConfig(
+            encoder="apart", encoder_replicas=2, encoder_num_gpus=0.5, shards=3, shard_replicas=2
+        ).model_dump(),
+        "num_replicas": 4,
+    }
+    arguments = deployable("/runs/x", options)[0]["applications"][0]["args"]
+    assert (arguments["encoder"], arguments["shards"]) == ("apart", 3)
+    assert "max_index_mb" not in arguments
+    ingress, encoder, shards = bound_in(application({**arguments, "insecure": True}))
+    assert ingress.ray_actor_options["num_gpus"] == 0
+    encoder = encoder._bound_deployment
+    assert (encoder.name, encoder.num_replicas, encoder.ray_actor_options["num_gpus"]) == ("encoder", 2, 0.5)
+    assert encoder.init_args[:4] == ("/runs/x", "cuda", 16, 0.005)
+    assert encoder.max_ongoing_requests >= 2 * 16  # else Serve never fills a batch
+    names = [shard._bound_deployment.name for shard in shards]
+    assert names == ["shard-0", "shard-1", "shard-2"]
+    for number, shard in enumerate(shards):
+        assert shard._bound_deployment.num_replicas == 2
+        assert shard._bound_deployment.init_args[:3] == ("/runs/x", number, 3)
+    assert needed("/runs/x", options) == {"CPU": 4 + 2 + 6, "GPU": 1.0}
+    assert needed("/runs/x", {**options, "max_replicas": 5}, most=True)["CPU"] == 13
+    assert needed("/runs/x", ServeConfig().model_dump()) == {"CPU": 1.0, "GPU": 0.0}
+    with pytest.raises(ValueError, match="encoder_num_gpus"):
+        build("/runs/x", encoder="apart", num_gpus=1, keys=None)

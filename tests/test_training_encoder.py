@@ -152,7 +152,7 @@ def test_bad_settings_name_the_value(cache, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(cache, tmp_path, **options)
-    with pytest.raises(FileNotFoundError, match="write_frames"):
+    with pytest.raises(FileNotFoundError, match="run the stage that writes it"):
         train(str(tmp_path / "nowhere"), tmp_path)
 
 

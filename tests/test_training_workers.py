@@ -132,7 +132,7 @@ def test_two_workers_give_the_curve_of_one(world, tmp_path, ray_session):
     """With batches of a tenth of the rows, which are not the same rows then: the curves are close, not equal."""
     one, two = (curve(world, tmp_path / str(n), num_workers=n, epochs=8) for n in (1, 2))
     assert two == pytest.approx(one, rel=0.03)
-    assert one[-1] < 0.5 * one[0]
+    assert one[-1] < 0.9 * one[0]
     alone = curve(world, tmp_path / "here", num_workers=0, epochs=8)
     assert one == pytest.approx(alone, rel=1e-5)
 

@@ -38,7 +38,7 @@ class FakePrediction(dict):
 class FakeLocator:
     """Locates by the mean of the pixels; knows three references, and keeps what it was asked."""
 
-    half_size, dim = False, 4
+    half_size, dim, searches_here = False, 4, True
     cell_places = (np.array([10.0, 50.0, 50.1]), np.array([20.0, 8.0, 8.1]))
     names = ("a", "b", "c")
 

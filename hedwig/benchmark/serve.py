@@ -1,10 +1,12 @@
 """The service beside its own ceiling: stored embeddings searched over HTTP, and an empty answer of the same Serve.
 
-A second application of one line answers ``/ping`` behind the same proxy: what it reaches is what proxy, Ray and this
-client leave to anybody. Both are asked in turn, round by round, over connections that stay open, so a ratio compares
-what ran in the same seconds. The batch endpoint is compared with the same retriever in this process. Latency is
-measured at a share of the rate that was reached, from the moment a request was due, not from when it could be sent: a
-service that stalls does not hide its queue. The client is asyncio and shares the machine's cores with what it measures.
+Two more applications answer behind the same proxy: ``/ping`` as Serve's guide has it, an empty FastAPI route, and
+``/bare``, an ASGI function that reads what it is sent and answers two bytes. What they reach is what proxy, Ray and
+this client leave to anybody; ``/bare`` is asked with nothing, and with the bodies of the searches. All are asked in
+turn, round by round, over connections that stay open, so a ratio compares what ran in the same seconds. The batch
+endpoint is compared with the same retriever in this process. Latency is measured at a share of the rate that was
+reached, from the moment a request was due, not from when it could be sent: a service that stalls does not hide its
+queue. The client is asyncio and shares the machine's cores with what it measures.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +33,7 @@ from hedwig.retrieve.retriever import Retriever
 
 __all__ = ["ServeFigures", "load_index", "measure_serving"]
 
-_PING = "/ping"
+_PING, _BARE = "/ping", "/bare"
 _TOP_K = 5
 _WARM_UP = 50
 
@@ -40,12 +43,15 @@ class ServeFigures:
     """One measurement; ratios are medians over rounds.
 
     Attributes:
-        ping_qps: Empty answers a second.
+        ping_qps: Empty answers of a FastAPI route a second.
         neighbours_qps: Searches for one embedding a second, as many connections.
         ratio_to_ping: Of the two.
+        ratio_to_bare: To empty answers of an ASGI function.
+        ratio_to_carried: To the same, asked with the embedding, which it reads and throws away.
         batch_rows_per_s: Embeddings a second through the batch endpoint.
         in_process_rows_per_s: The same retriever, same batches, in this process.
         ratio_to_in_process: Of the two.
+        batch_ratio_to_carried: Of the batch endpoint to an ASGI function that only reads the same bodies.
         p50_ms: Of single searches at `load` of their rate.
         p99_ms: Likewise.
         p99_to_p50: Of the two.
@@ -56,9 +62,12 @@ class ServeFigures:
     ping_qps: float
     neighbours_qps: float
     ratio_to_ping: float
+    ratio_to_bare: float
+    ratio_to_carried: float
     batch_rows_per_s: float
     in_process_rows_per_s: float
     ratio_to_in_process: float
+    batch_ratio_to_carried: float
     p50_ms: float
     p99_ms: float
     p99_to_p50: float
@@ -83,9 +92,11 @@ class ServeFigures:
                 f"{self.num_vectors:,} x {self.dim} in {self.num_cells:,} cells behind the {self.proxy} proxy, "
                 f"{self.connections} connections; {self.num_failed} of {self.num_requests:,} requests failed",
                 f"  single searches    {self.neighbours_qps:,.0f} a second, {self.ratio_to_ping:.2f} of the empty ping "
-                f"({self.ping_qps:,.0f})",
+                f"({self.ping_qps:,.0f}), {self.ratio_to_bare:.2f} without FastAPI, {self.ratio_to_carried:.2f} with "
+                "the body",
                 f"  batches of {self.batch:<7} {self.batch_rows_per_s:,.0f} rows a second, "
-                f"{self.ratio_to_in_process:.2f} of the same in process ({self.in_process_rows_per_s:,.0f})",
+                f"{self.ratio_to_in_process:.2f} of the same in process ({self.in_process_rows_per_s:,.0f}), "
+                f"{self.batch_ratio_to_carried:.2f} of reading the same bodies",
                 f"  at {self.load:.0%} load        p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, "
                 f"{self.p99_to_p50:.1f} times as much",
             ]
@@ -178,17 +189,29 @@ def _build(world: World, folder: Path, num_cells: int) -> None:
 
 
 def _ping_too() -> None:
-    """The second application: an ASGI function that answers and does nothing else."""
+    """The applications beside it."""
+    from fastapi import FastAPI
     from ray import serve
 
-    deployment = serve.deployment(
-        name="ping", num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0.0}
-    )(serve.ingress()(_Ping))
-    serve.run(deployment.bind(), name="hedwig-ping", route_prefix=_PING)
+    empty = FastAPI()
+
+    @empty.get("/")
+    async def ping() -> dict[str, str]:
+        return {}
+
+    for prefix, app in ((_PING, serve.ingress(empty)(_Ping)), (_BARE, serve.ingress()(_Bare))):
+        deployment = serve.deployment(
+            name=prefix[1:], num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0.0}
+        )(app)
+        serve.run(deployment.bind(), name=f"hedwig{prefix.replace('/', '-')}", route_prefix=prefix)
 
 
 class _Ping:
-    """A replica that answers two bytes, in the form that the real one has."""
+    """What Serve hangs a FastAPI application on."""
+
+
+class _Bare:
+    """A replica that reads what it is sent and answers two bytes, in the form that the real one has."""
 
     def __serve_build_asgi_app__(self) -> Any:
         return _two_bytes
@@ -201,6 +224,9 @@ async def _two_bytes(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": f"{event}.complete"})
             if event == "lifespan.shutdown":
                 return
+    if scope["method"] == "POST":
+        while (await receive()).get("more_body", False):
+            pass
     headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"{}"})
@@ -218,23 +244,29 @@ async def _measured(
     num_requests: int,
     load: float,
 ) -> ServeFigures:
-    ping = [_request(url, "GET", _PING)]
+    ping, bare = [_request(url, "GET", f"{_PING}/")], [_request(url, "GET", _BARE)]
     path = f"/v1/neighbours?top_k={_TOP_K}"
     rows = np.ascontiguousarray(world.queries, dtype="<f4")
     single = [_request(url, "POST", path, row.tobytes()) for row in rows[:256]]
     batches = [np.take(rows, np.arange(n, n + batch), axis=0, mode="wrap") for n in range(0, 4 * batch, batch)]
+    carried = [_request(url, "POST", _BARE, row.tobytes()) for row in rows[:256]]
     many = [_request(url, "POST", path, some.tobytes()) for some in batches]
+    carried_many = [_request(url, "POST", _BARE, some.tobytes()) for some in batches]
     failed = total = 0
-    seconds: dict[str, list[float]] = {"ping": [], "single": [], "batch": [], "here": []}
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
     num_batches = max(2, num_requests // 50)
     async with _Connections(url, connections) as pool:
         for _ in range(2):
-            await pool.flood(ping + single, _WARM_UP)
-            await pool.flood(many, 2)
+            await pool.flood(ping + bare + carried + single, _WARM_UP)
+            await pool.flood(many + carried_many, 4)
         for number in range(num_rounds):
-            turns = [("ping", ping, num_requests), ("single", single, num_requests), ("batch", many, num_batches)]
+            turns = [
+                ("ping", ping, num_requests), ("single", single, num_requests), ("bare", bare, num_requests),
+                ("carried", carried, num_requests), ("batch", many, num_batches),
+                ("carried batch", carried_many, num_batches),
+            ]  # fmt: skip
             for name, requests, count in turns[:: 1 if number % 2 else -1]:
-                taken, bad = await pool.flood(requests, count, most=2 if name == "batch" else None)
+                taken, bad = await pool.flood(requests, count, most=2 if name.endswith("batch") else None)
                 seconds[name].append(taken / count)
                 failed, total = failed + bad, total + count
             began = time.perf_counter()
@@ -248,9 +280,12 @@ async def _measured(
         ping_qps=1.0 / statistics.median(seconds["ping"]),
         neighbours_qps=rate,
         ratio_to_ping=_ratio(seconds["ping"], seconds["single"]),
+        ratio_to_bare=_ratio(seconds["bare"], seconds["single"]),
+        ratio_to_carried=_ratio(seconds["carried"], seconds["single"]),
         batch_rows_per_s=batch / statistics.median(seconds["batch"]),
         in_process_rows_per_s=batch / statistics.median(seconds["here"]),
         ratio_to_in_process=_ratio(seconds["here"], seconds["batch"]),
+        batch_ratio_to_carried=_ratio(seconds["carried batch"], seconds["batch"]),
         p50_ms=p50,
         p99_ms=p99,
         p99_to_p50=p99 / p50,

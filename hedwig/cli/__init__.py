@@ -14,6 +14,7 @@ from hedwig.cli import (
     acquire,
     ask,
     bench,
+    compact,
     data,
     diffusion,
     evaluate,
@@ -74,6 +75,7 @@ diffusion.register(app)
 plan.register(app)
 plan_run.register(app)
 publish.register(app)
+compact.register(app)
 submit.register(app)
 
 

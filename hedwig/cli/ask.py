@@ -140,10 +140,12 @@ def serve(
     from hedwig.config import ClusterConfig
     from hedwig.pipelines import ray_running
     from hedwig.serving import start, start_ray, stop
+    from hedwig.serving.deployment import needed
 
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
-        start_ray(settings["host"], settings.get("proxy", "python"), num_cpus=_cpus(settings))
+        cpus = needed(storage.resolve(run), settings, most=True)["CPU"]
+        start_ray(settings["host"], settings.get("proxy", "python"), num_cpus=cpus)
     with ray_running(ClusterConfig(address=address)):
         # Ray's own SIGTERM handler ends the process at once, and SIGINT is ignored in a shell's background.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -157,11 +159,6 @@ def serve(
             typer.echo("Stopping: requests under way are finished.", err=True)
         finally:
             stop(ray_too=address is None)
-
-
-def _cpus(settings: dict[str, Any]) -> float:
-    """Logical CPUs of all replicas that there may ever be."""
-    return float((settings.get("max_replicas") or settings["num_replicas"]) * settings["num_cpus"])
 
 
 def _serve_settings(run: str) -> dict[str, Any]:

@@ -122,6 +122,10 @@ def pipeline(
     block: Annotated[int, typer.Option("--block", min=1, help="Rows of a block.")] = 64,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Decoding and torch threads.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs reserved by the actor.")] = 0.0,
+    decode: Annotated[
+        Literal["actor", "apart"], typer.Option("--decode", help="In the actor, or in workers apart from it.")
+    ] = "actor",
+    decode_workers: Annotated[int, typer.Option("--decode-workers", min=1, help="Of --decode apart.")] = 1,
     address: Annotated[str | None, typer.Option("--address", help="A running Ray; default: a local one.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +138,7 @@ def pipeline(
 
     figures = pipeline_figures(
         model, num_rows=rows, batch_size=batch, rows_per_block=block, num_threads=threads, num_gpus=gpus,
-        address=address, dtype=dtype, device=device,
+        address=address, decode=decode, decode_workers=decode_workers, dtype=dtype, device=device,
     )  # fmt: skip
     show(figures.to_dict(), figures.text())
 

@@ -90,9 +90,10 @@ def _run(
     dry_run: bool = False,
     check_images: Literal["stamps", "contents"] | None = None,
 ) -> Run | None:
-    from hedwig.pipelines import run_experiment
+    from hedwig.pipelines import run_experiment, use_storage
     from hedwig.pipelines.estimate import estimate
 
+    use_storage(x.storage.model_dump())
     if dry_run:
         outlook = estimate(x, first, last)
         show(outlook, "\n".join(f"{name:<18} {value}" for name, value in outlook.items()))

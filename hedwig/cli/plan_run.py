@@ -70,10 +70,12 @@ def plan_run(
     """
     set_up(quiet=quiet, as_json=as_json)
     from hedwig.config import load_experiment
+    from hedwig.pipelines import use_storage
     from hedwig.pipelines.estimate import calibrate, compare, local_fleet, num_panoramas
     from hedwig.planning import Fleet, outlook
 
     x = load_experiment(experiment, overrides or ())
+    use_storage(x.storage.model_dump())
     rates = calibrate(x, gpu=gpu, clips_per_s=clips_per_s, overlapped=overlapped)
     num_rows = rows or num_panoramas(x)
     hazard = preemptions if preemptions is not None else SPOT_PER_HOUR if spot else 0.0

@@ -19,7 +19,6 @@ from hedwig.config.loading import (
 from hedwig.config.matrix import Cell, Matrix, load_matrix
 from hedwig.config.sections import (
     CaptionsConfig,
-    ClusterConfig,
     DataConfig,
     EmbedConfig,
     EncoderConfig,
@@ -31,12 +30,12 @@ from hedwig.config.sections import (
     IndexConfig,
     PolygonsConfig,
     RetrieveConfig,
-    ServeConfig,
     SlicingConfig,
     SplitConfig,
     SyntheticConfig,
     TrainingConfig,
 )
+from hedwig.config.services import ClusterConfig, ServeConfig, StorageConfig
 
 __all__ = [
     "CaptionsConfig",
@@ -58,6 +57,7 @@ __all__ = [
     "ServeConfig",
     "SlicingConfig",
     "SplitConfig",
+    "StorageConfig",
     "SyntheticConfig",
     "TrainingConfig",
     "json_schema",

@@ -1,14 +1,15 @@
-"""The sections of an experiment: every setting there is, with its type, bounds and default, declared once."""
+"""The sections of an experiment, but for those of `hedwig.config.services`, with type, bounds and default of each."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from hedwig.config.services import ClusterConfig, Section, ServeConfig, StorageConfig
 
 __all__ = [
     "CaptionsConfig",
-    "ClusterConfig",
     "DataConfig",
     "EmbedConfig",
     "EncoderConfig",
@@ -20,7 +21,6 @@ __all__ = [
     "IndexConfig",
     "PolygonsConfig",
     "RetrieveConfig",
-    "ServeConfig",
     "SlicingConfig",
     "SplitConfig",
     "SyntheticConfig",
@@ -28,11 +28,7 @@ __all__ = [
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
-
-
-class SyntheticConfig(_Section):
+class SyntheticConfig(Section):
     """Render a synthetic world first and use it as the listing."""
 
     num: int = Field(gt=0, description="number of panoramas")
@@ -41,7 +37,7 @@ class SyntheticConfig(_Section):
     countries: tuple[str, ...] = Field(default=(), description="ISO 3166-1 alpha-2 codes; none: the whole Earth")
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """How panoramas with a position are divided; 'column' takes the listing's own split column."""
 
     method: Literal["spatial", "random", "column"] = "spatial"
@@ -58,7 +54,7 @@ class SplitConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The panorama listing."""
 
     panoramas: str | None = Field(default=None, description="Parquet, CSV or GeoParquet listing; local, s3:// or gs://")
@@ -74,7 +70,7 @@ class DataConfig(_Section):
     split: SplitConfig = SplitConfig()
 
 
-class SlicingConfig(_Section):
+class SlicingConfig(Section):
     """How a panorama becomes frames; the frame side in pixels is the encoder's."""
 
     mode: Literal["paper", "wrap", "perspective", "bearings"] = "wrap"
@@ -90,7 +86,7 @@ class SlicingConfig(_Section):
     half_size: bool = Field(default=False, description="half-size DCT decode: faster, not faithful")
 
 
-class CaptionsConfig(_Section):
+class CaptionsConfig(Section):
     """Where captions come from; keys are read from the environment and never from here."""
 
     source: Literal["template", "none", "openai", "openai-batch", "transformers", "vllm"] = "template"
@@ -140,7 +136,7 @@ class CaptionsConfig(_Section):
         return self
 
 
-class EncoderTrainingConfig(_Section):
+class EncoderTrainingConfig(Section):
     """Train a tiny encoder from scratch on this experiment's own training split, before embedding."""
 
     epochs: int = Field(default=12, ge=1)
@@ -159,7 +155,7 @@ class EncoderTrainingConfig(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class EncoderFinetuneConfig(_Section):
+class EncoderFinetuneConfig(Section):
     """Fine-tune the encoder's given weights on this experiment's own training split, before embedding."""
 
     blocks: int | None = Field(
@@ -196,7 +192,7 @@ class EncoderFinetuneConfig(_Section):
         return self
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The video-text encoder; without weights they are random, and every report says so."""
 
     name: str = Field(
@@ -237,9 +233,15 @@ class EncoderConfig(_Section):
         return self
 
 
-class EmbedConfig(_Section):
-    """The actor pool that slices and embeds."""
+class EmbedConfig(Section):
+    """The actor pool that slices and embeds, and the workers that slice before it where `decode` is apart."""
 
+    decode: Literal["actor", "apart"] = Field(
+        default="actor", description="apart: CPU workers read and slice, and the actors only embed"
+    )
+    decode_workers: int = Field(default=1, ge=1, description="apart: least workers, of one CPU each")
+    max_decode_workers: int | None = Field(default=None, ge=1, description="apart: most; default: no autoscaling")
+    frames_budget_mb: int = Field(default=1024, ge=1, description="apart: most frames in Ray's object store at once")
     num_actors: int = Field(default=1, ge=1, description="least actors")
     max_actors: int | None = Field(default=None, ge=1, description="most actors; default: no autoscaling")
     num_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved by one actor")
@@ -252,7 +254,7 @@ class EmbedConfig(_Section):
     )
 
 
-class PolygonsConfig(_Section):
+class PolygonsConfig(Section):
     """Administrative polygons to use instead of the offline default geography."""
 
     admin0: str
@@ -263,7 +265,7 @@ class PolygonsConfig(_Section):
     admin2_column: str | None = None
 
 
-class GeocellsConfig(_Section):
+class GeocellsConfig(Section):
     """How the Earth is partitioned."""
 
     method: Literal["admin", "kmeans", "quadtree", "quadtree-adaptive", "h3"] = "admin"
@@ -276,7 +278,7 @@ class GeocellsConfig(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Projection and geocell classifier."""
 
     use_text: bool = Field(
@@ -308,7 +310,7 @@ class TrainingConfig(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class IndexConfig(_Section):
+class IndexConfig(Section):
     """What the retriever searches, and what validation rows teach it."""
 
     embedding: Literal["projected", "image", "whitened"] = "projected"
@@ -322,7 +324,7 @@ class IndexConfig(_Section):
     confidence_km: float = Field(default=200.0, gt=0, description="confidence: the answer is within this distance")
 
 
-class RetrieveConfig(_Section):
+class RetrieveConfig(Section):
     """Cell, then neighbour."""
 
     num_cells: int = Field(default=5, ge=1)
@@ -341,7 +343,7 @@ class RetrieveConfig(_Section):
     regions: bool = Field(default=False, description="list the cells of the 50 % and 90 % regions")
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """Scores, intervals and floors."""
 
     num_bootstrap: int = Field(default=1000, ge=10)
@@ -349,42 +351,7 @@ class EvaluateConfig(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class ServeConfig(_Section):
-    """The HTTP service; options of `hedwig serve` win over these."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=1, le=65535)
-    num_replicas: int = Field(default=1, ge=1)
-    max_replicas: int | None = Field(default=None, ge=1, description="most replicas; default: no autoscaling")
-    proxy: Literal["python", "haproxy"] = Field(
-        default="python", description="haproxy: faster, repeats what a lost replica took with it; loopback only"
-    )
-    num_cpus: float = Field(default=1.0, gt=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    max_ongoing_requests: int = Field(default=8, ge=1)
-    max_queued_requests: int = Field(default=64, ge=1)
-    request_timeout_s: float = Field(default=30.0, gt=0)
-    decode: Literal["process", "thread"] = Field(
-        default="process", description="process: one that is killed when an image hangs, crashes or overfills it"
-    )
-    decode_timeout_s: float = Field(default=5.0, gt=0)
-    rate_per_s: float = Field(
-        default=50.0, ge=0, description="requests of one key, or of one address where there are no keys; 0: no limit"
-    )
-    rate_burst: int = Field(default=100, ge=1, description="requests at once after a pause")
-    cors_origins: tuple[str, ...] = Field(default=(), description="whose pages may use the API; none by default")
-    min_precision_km: float = Field(default=0.0, ge=0, description="no answer is finer than squares of this side")
-    audit_folder: str | None = Field(default=None, description="local folder of the audit log; none keeps no log")
-
-
-class ClusterConfig(_Section):
-    """Which Ray: a local one made for this run, or the cluster at an address."""
-
-    address: str | None = Field(default=None, description="None starts a local Ray; 'auto' inside a submitted job")
-    num_cpus: int | None = Field(default=None, ge=1, description="logical CPUs of a local Ray; default max(4, cores)")
-
-
-class Experiment(_Section):
+class Experiment(Section):
     """Everything one run needs to know."""
 
     name: str = Field(default="experiment", min_length=1)
@@ -402,3 +369,4 @@ class Experiment(_Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()

@@ -13,7 +13,10 @@ references make the same bytes in whatever order they arrive. Nothing here knows
     stored     a segment with its rows, written and read
     exact      the reference in numpy
     names      a column of names that is read when asked
-    geocell    `GeocellIndex`, which puts these together and knows what was added and removed
+    references who they are and where, and how what was found among the vectors becomes the nearest of them
+    geocell    `GeocellIndex`, which has the vectors too, and knows what was added and removed
+    fetching   an index on object storage without the vectors that are not needed
+    shards     `ShardedIndex`, which asks others for what is in their cells
 """
 
 from __future__ import annotations
@@ -21,5 +24,20 @@ from __future__ import annotations
 from hedwig.index.exact import exact_search
 from hedwig.index.files import INDEX_FILE, INDEX_FILES, ROWS_FILE, check_digest
 from hedwig.index.geocell import GeocellIndex
+from hedwig.index.references import References
+from hedwig.index.shards import Found, IndexShard, Question, ShardedIndex, partition_cells
 
-__all__ = ["INDEX_FILE", "INDEX_FILES", "ROWS_FILE", "GeocellIndex", "check_digest", "exact_search"]
+__all__ = [
+    "INDEX_FILE",
+    "INDEX_FILES",
+    "ROWS_FILE",
+    "Found",
+    "GeocellIndex",
+    "IndexShard",
+    "Question",
+    "References",
+    "ShardedIndex",
+    "check_digest",
+    "exact_search",
+    "partition_cells",
+]

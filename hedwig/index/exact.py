@@ -53,9 +53,12 @@ def exact_search(
 def best_of(rows: Ints, scores: Scores, num: int) -> tuple[Ints, Scores]:
     """(B, num) best first of (B, L) candidates, ties by row; L may be less than `num`: -1 and -inf fill."""
     if scores.shape[1] > num:
-        top = np.argpartition(-scores, num - 1, axis=1)[:, :num]
-        rows, scores = np.take_along_axis(rows, top, axis=1), np.take_along_axis(scores, top, axis=1)
-    best = np.lexsort((rows, -scores), axis=1)
+        top = np.argpartition(-scores, num, axis=1)[:, : num + 1]
+        ranked = np.take_along_axis(scores, top, axis=1)
+        worst, next_one = ranked[:, :num].min(axis=1), ranked[:, num]
+        if not ((worst == next_one) & (next_one > -np.inf)).any():  # else which of them stay is a matter of rows
+            rows, scores = np.take_along_axis(rows, top[:, :num], axis=1), ranked[:, :num]
+    best = np.lexsort((rows, -scores), axis=1)[:, :num]
     rows, scores = np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
     if scores.shape[1] < num:
         missing = ((0, 0), (0, num - scores.shape[1]))

@@ -169,8 +169,16 @@ def read_header(folder: Path, digests: Mapping[str, str] | None, prefix: str = "
     return header
 
 
-def verify_files(folder: Path, files: Mapping[str, FileDigest]) -> None:
+def verify_files(
+    folder: Path, files: Mapping[str, FileDigest], spans: Mapping[str, tuple[int, int]] | None = None
+) -> None:
     """Compare every chunk with its digest, by as many threads as there are cores; sizes first.
+
+    Args:
+        folder: where they lie.
+        files: what they must be.
+        spans: file name -> the bytes, from and to, that will be read of it; only chunks that hold some of them are
+            compared. A file that is not named is compared whole.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -186,9 +194,13 @@ def verify_files(folder: Path, files: Mapping[str, FileDigest]) -> None:
                 f"{path} is damaged or from another build: it has {path.stat().st_size} bytes and the header says "
                 f"{file.num_bytes}; {REBUILD}."
             )
+        first, end = (spans or {}).get(name, (0, max(1, file.num_bytes)))
         for number, digest in enumerate(file.sha256):
             start = number * file.chunk_bytes
-            chunks.append((path, start, min(file.chunk_bytes, file.num_bytes - start), digest))
+            if first < end and start < end and first < start + file.chunk_bytes:
+                chunks.append((path, start, min(file.chunk_bytes, file.num_bytes - start), digest))
+    if not chunks:
+        return
     if len(chunks) == 1:
         _verify_chunk(chunks[0])
         return
@@ -201,13 +213,14 @@ def verify_files(folder: Path, files: Mapping[str, FileDigest]) -> None:
             raise
 
 
-def open_bytes(path: Path, *, memory_map: bool) -> NDArray[np.uint8]:
-    """(n,) uint8, read-only: the file as memory, mapped or read."""
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
+def open_bytes(path: Path, *, memory_map: bool, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """(n,) uint8, read-only: the file, or its bytes from and to, as memory, mapped or read."""
+    start, stop = span or (0, path.stat().st_size)
+    if start >= stop:  # nothing cannot be mapped
         return np.empty(0, dtype=np.uint8)
     if memory_map:
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    content = np.fromfile(path, dtype=np.uint8)
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=(stop - start,))
+    content = np.fromfile(path, dtype=np.uint8, offset=start, count=stop - start)
     content.setflags(write=False)
     return content
 

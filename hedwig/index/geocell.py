@@ -1,4 +1,4 @@
-"""`GeocellIndex`: who the references are, where they are, and the nearest of them inside given cells."""
+"""`GeocellIndex`: the references with their vectors, built, opened, added to, and searched inside given cells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
@@ -15,65 +14,26 @@ from numpy.typing import ArrayLike, NDArray
 from hedwig.index import codecs
 from hedwig.index.building import Batch, check_references, sorted_rows, write_streamed
 from hedwig.index.codecs import Codec
-from hedwig.index.exact import best_of, best_rows, check_queries
-from hedwig.index.files import ADDED_FOLDER, HEADER_FILE, REBUILD, REMOVED_FILE
-from hedwig.index.names import Names
+from hedwig.index.files import ADDED_FOLDER, HEADER_FILE
 from hedwig.index.products import GatheredProduct
-from hedwig.index.stored import Stored, read_stored, write_stored
+from hedwig.index.references import References
+from hedwig.index.stored import Stored, read_parts, write_stored
 
 __all__ = ["GeocellIndex"]
 
-RERANK = 32  # of 20 candidates of PQ96x8 the best is the exact one on every query that was measured
 _BATCH_ROWS = 16_384
 
 Ints = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 
-class GeocellIndex:
-    """References by geocell. `build` or `open` one; an index never changes, additions and removals give another.
-
-    A row is the number of a reference: its position in the columns below. Those of a fresh index are in the order of
-    (cell_id, pano_id); what was added later stands behind them in the same order, and removed rows keep their place.
-
-    Attributes:
-        pano_ids: (R,) `Names`, a sequence of str.
-        lat: (R,) float64, degrees.
-        lon: (R,) float64, degrees.
-        cell_ids: (R,) int32.
-        codec: how the vectors are kept.
-        num_cells: geocells, empty ones included.
-        dim: D, width of an embedding.
-        num_frames: V, the vectors of one reference; 1 unless every frame has its own.
-    """
+class GeocellIndex(References):
+    """References with their vectors. `build` or `open` one; it never changes, additions and removals give another."""
 
     def __init__(self, parts: Sequence[Stored], removed: Ints | None = None) -> None:
-        first = parts[0]
+        super().__init__(parts[0].header, [part.rows for part in parts], removed)
         self._parts = tuple(parts)
-        self._removed = np.empty(0, dtype=np.int64) if removed is None else removed
-        self.codec: Codec = first.header.codec  # type: ignore[assignment]  # checked where it was read
-        self.num_cells, self.dim = first.header.num_cells, first.header.dim
-        self.num_frames = first.header.num_frames
-        rows = first.rows if len(parts) == 1 else pa.concat_tables([part.rows for part in parts])
-        self.pano_ids = Names(rows["pano_id"])
-        self.lat: NDArray[np.float64] = rows["lat"].to_numpy()
-        self.lon: NDArray[np.float64] = rows["lon"].to_numpy()
-        self.cell_ids: NDArray[np.int32] = rows["cell_id"].to_numpy()
         self._gathered: tuple[GatheredProduct, ...] = ()
-        # What a plain index can skip: one part, one vector each, nothing removed.
-        self._plain = len(parts) == 1 and self.num_frames == 1 and not len(self._removed)
-        self._gone = np.zeros(len(self.pano_ids) + 1, dtype=bool)  # the last one stands for row -1
-        self._gone[self._removed] = True
-        self._gone_by_cell = np.bincount(self.cell_ids[self._removed], minlength=self.num_cells + 1)
-
-    def __len__(self) -> int:
-        """References that can be found."""
-        return len(self.pano_ids) - len(self._removed)
-
-    @property
-    def is_compact(self) -> bool:
-        """Whether all rows can be found and stand in the order of (cell_id, pano_id), as in a fresh index."""
-        return len(self._parts) == 1 and not len(self._removed)
 
     @classmethod
     def build(
@@ -135,79 +95,10 @@ class GeocellIndex:
         write_streamed(batches, Path(folder), num_cells=num_cells, codec=codec, memory_bytes=memory_bytes)
         return cls.open(folder)
 
-    def search(
-        self, queries: ArrayLike, cells: ArrayLike, top_k: int, *, rerank: int = RERANK
-    ) -> tuple[NDArray[np.object_], Scores]:
-        """The nearest references of each query inside its own cells, by name; see `search_rows`.
-
-        Returns:
-            ids: (B, M) object, pano_id, best first; None where there is nothing more.
-            scores: (B, M).
-        """
-        rows, scores = self.search_rows(queries, cells, top_k, rerank=rerank)
-        return self.pano_ids.at(rows), scores
-
-    def search_rows(
-        self, queries: ArrayLike, cells: ArrayLike, top_k: int, *, rerank: int = RERANK, num_threads: int | None = None
-    ) -> tuple[Ints, Scores]:
-        """The nearest references of each query inside its own cells, by inner product.
-
-        Args:
-            queries: (B, D) embeddings of unit norm, or (B, V', D) several for each query.
-            cells: (B, K) int, none twice; -1 is no cell. Empty cells give nothing.
-            top_k: M, how many at most.
-            rerank: sq8 and pq: how many candidates are scored again on their originals.
-            num_threads: OpenMP threads of this process from here on; None leaves them as they are.
-
-        Returns:
-            rows: (B, M) int64, best first, positions in `pano_ids`; -1 where there is nothing more.
-            scores: (B, M), cosines for unit vectors, the largest over all pairs of a query's and a reference's vectors;
-                -inf where the row is -1.
-
-        Raises:
-            ValueError: queries of another width or not finite, cells out of range, fewer than one neighbour.
-        """
-        if num_threads is not None:
-            faiss.omp_set_num_threads(num_threads)
-        asked = np.asarray(queries, dtype=np.float32)
-        if asked.ndim == 2 and self._plain:
-            x, wanted = check_queries(asked, cells, top_k, self.dim, self.num_cells)
-            return self._search_part(0, x, wanted, top_k, rerank)
-        return self._search_pairs(asked, np.asarray(cells), top_k, rerank)
-
-    def _search_pairs(self, queries: Scores, cells: NDArray[Any], top_k: int, rerank: int) -> tuple[Ints, Scores]:
-        """The search over all pairs of a query's vectors and a reference's, over every part, without removed rows.
-
-        Exact: of the (M-1)·V+1 nearest vectors to one query vector at least M belong to different references, so who is
-        not among them for any query vector is not among the best M. With removed rows there must be so many more.
-        """
-        asking = queries.shape[1] if queries.ndim == 3 else 1
-        flat = queries.reshape(-1, queries.shape[-1]) if queries.ndim > 1 else queries
-        x, wanted = check_queries(
-            flat, np.repeat(cells, asking, axis=0) if asking > 1 else cells, top_k, self.dim, self.num_cells
-        )
-        gone = int(self._gone_by_cell[wanted].sum(axis=1).max(initial=0)) if len(self._removed) else 0
-        least = (top_k + gone - 1) * self.num_frames + 1
-        rows, scores, first = [], [], 0
-        for number, part in enumerate(self._parts):
-            if number == 0 or len(part.segment):
-                found, score = self._search_part(number, x, wanted, least, max(rerank, least))
-                rows.append(np.where(found < 0, -1, first + found // self.num_frames))
-                scores.append(score)
-            first += len(part.rows)
-        merged = np.concatenate(rows, axis=1).reshape(len(queries), -1)
-        their_scores = np.concatenate(scores, axis=1).reshape(len(queries), -1)
-        if gone:
-            their_scores[self._gone[merged]] = -np.inf
-        if self.num_frames == 1 and asking == 1:
-            merged, their_scores = best_of(merged, their_scores, top_k)
-            return np.where(np.isneginf(their_scores), -1, merged), their_scores
-        return best_rows(merged, their_scores, top_k)
-
-    def _search_part(self, number: int, x: Scores, wanted: Ints, top_k: int, rerank: int) -> tuple[Ints, Scores]:
+    def _search_parts(self, x: Scores, wanted: Ints, top_k: int, rerank: int) -> list[tuple[Ints, Scores]]:
         if self._gathered:
-            return self._gathered[number].search(x, wanted, top_k)
-        return self._parts[number].segment.search(x, wanted, top_k, rerank)
+            return [part.search(x, wanted, top_k) for part in self._gathered]
+        return [part.segment.search(x, wanted, top_k, rerank) for part in self._parts]
 
     def vectors(self) -> NDArray[np.float32]:
         """(R, D), or (R, V, D) for V > 1, embeddings as stored (all but fp32: rounded to fp16), by row."""
@@ -341,15 +232,11 @@ class GeocellIndex:
             ValueError: a file differs from its digest, or the files do not belong together.
         """
         path = Path(folder)
-        main = read_stored(path, digests, memory_map=memory_map)
-        parts, removed = [main], np.empty(0, dtype=np.int64)
-        if f"{ADDED_FOLDER}/{HEADER_FILE}" in main.header.files:
-            parts.append(read_stored(path / ADDED_FOLDER, digests, prefix=f"{ADDED_FOLDER}/", memory_map=memory_map))
-        if REMOVED_FILE in main.header.files:
-            removed = np.fromfile(path / REMOVED_FILE, dtype=np.int64)
-        num = sum(len(part.rows) for part in parts)
-        if not parts[-1].fits(main) or (len(removed) and not 0 <= removed.min() <= removed.max() < num):
-            raise ValueError(f"The parts of {path} do not belong together; {REBUILD}.")
+        listed, removed = read_parts(path, digests, vectors_too=True, memory_map=memory_map)
+        parts = [
+            Stored(part.header, part.vectors(memory_map=memory_map, checked=True), part.rows, part.folder)
+            for part in listed
+        ]
         return cls(parts, removed).on(device)
 
     def _like(self, other: GeocellIndex) -> GeocellIndex:

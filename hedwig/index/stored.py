@@ -1,9 +1,14 @@
-"""One sorted part of an index with its rows: made from vectors, written, and read back after every check."""
+"""One sorted part of an index with its rows: made from vectors, written, and read back after every check.
+
+It is read back in two steps, because who has the names need not have the vectors: `Listed` knows who is in which cell,
+and maps the vectors of all cells or of some.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,9 @@ from numpy.typing import NDArray
 from hedwig.index import codecs
 from hedwig.index.building import ROWS_SCHEMA, write_rows
 from hedwig.index.files import (
+    ADDED_FOLDER,
     CODEBOOK_FILE,
+    HEADER_FILE,
     INDEX_FILE,
     ORIGINALS_FILE,
     REBUILD,
@@ -32,7 +39,7 @@ from hedwig.index.files import (
 )
 from hedwig.index.segment import Segment
 
-__all__ = ["Stored", "read_stored", "write_stored"]
+__all__ = ["Listed", "Stored", "read_listed", "read_parts", "write_stored"]
 
 _WRITTEN_BYTES = 32 << 20
 
@@ -80,13 +87,6 @@ class Stored:
         segment = Segment(codec, dim, codes, flat, codebook, _starts(rows, num_cells, num_frames))
         return cls(Header(codec, dim, num_cells, num_frames, len(rows)), segment, rows)
 
-    def fits(self, main: Stored) -> bool:
-        """Whether this is a part of the same index as `main`."""
-        a, b = self.header, main.header
-        return (a.codec, a.dim, a.num_cells, a.num_frames) == (b.codec, b.dim, b.num_cells, b.num_frames) and bool(
-            np.array_equal(self.segment.codebook, main.segment.codebook)
-        )
-
 
 def write_stored(
     folder: Path, part: Stored, more: Mapping[str, FileDigest], removed: NDArray[np.int64] | None = None
@@ -116,10 +116,96 @@ def write_stored(
     return write_header(folder, replace(part.header, files=files))
 
 
-def read_stored(
-    folder: Path, digests: Mapping[str, str] | None, *, prefix: str = "", memory_map: bool = True
-) -> Stored:
-    """Read a part: the header, then sizes, then digests, and only then what is in the files.
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """A part on disk without its vectors.
+
+    Attributes:
+        header: what `index.json` says of it.
+        folder: where its files are.
+        rows: table of `ROWS_SCHEMA`, or some of its columns, in the order of the vectors.
+        starts: (C + 1,) int64; cell c holds the vectors ``starts[c]`` to ``starts[c + 1]``.
+        codebook: what the codec learnt.
+    """
+
+    header: Header
+    folder: Path
+    rows: pa.Table
+    starts: NDArray[np.int64]
+    codebook: NDArray[np.float32]
+
+    def fits(self, main: Listed) -> bool:
+        """Whether this is a part of the same index as `main`."""
+        a, b = self.header, main.header
+        return (a.codec, a.dim, a.num_cells, a.num_frames) == (b.codec, b.dim, b.num_cells, b.num_frames) and bool(
+            np.array_equal(self.codebook, main.codebook)
+        )
+
+    def vectors(
+        self,
+        cells: range | None = None,
+        *,
+        memory_map: bool = True,
+        checked: bool = False,
+        fetch: Callable[[Path, int, int], None] | None = None,
+    ) -> Segment:
+        """The vectors of consecutive cells, or of all; they are numbered from the first of these on.
+
+        Args:
+            cells: which; the other cells of the segment are empty.
+            memory_map: leave the vectors on disk and let the system keep what is used; else read them.
+            checked: the files have passed their digests already; else those bytes are compared that will be read.
+            fetch: brings bytes from and to of a file there first, where they may be missing.
+
+        Raises:
+            ValueError: a file is not what it should be.
+        """
+        header = self.header
+        these = range(header.num_cells) if cells is None else cells
+        first, stop = int(self.starts[these.start]), int(self.starts[these.stop])
+        widths = {INDEX_FILE: codecs.code_bytes(header.codec, header.dim)}
+        if header.codec in ("sq8", "pq"):
+            widths[ORIGINALS_FILE] = 2 * header.dim
+        spans = {name: (first * width, stop * width) for name, width in widths.items()}
+        if fetch is not None:
+            for name, span in spans.items():
+                fetch(self.folder / name, *span)
+        if not checked:
+            verify_files(self.folder, {name: header.files[name] for name in spans}, spans)
+        codes = open_bytes(self.folder / INDEX_FILE, memory_map=memory_map, span=spans[INDEX_FILE])
+        original = np.float32 if header.codec == "fp32" else np.float16
+        if ORIGINALS_FILE in spans:
+            originals = open_bytes(self.folder / ORIGINALS_FILE, memory_map=True, span=spans[ORIGINALS_FILE])
+        else:
+            originals = codes
+        return Segment(
+            header.codec,
+            header.dim,
+            codes.reshape(-1, widths[INDEX_FILE]),
+            originals.view(original).reshape(-1, header.dim),
+            self.codebook,
+            np.clip(self.starts, first, stop) - first,
+        )
+
+
+def read_listed(
+    folder: Path,
+    digests: Mapping[str, str] | None,
+    *,
+    prefix: str = "",
+    columns: list[str] | None = None,
+    vectors_too: bool = False,
+    memory_map: bool = True,
+) -> Listed:
+    """Read a part but for its vectors: the header, then sizes, then digests, and only then what is in the files.
+
+    Args:
+        folder: where it lies.
+        digests: see `read_header`.
+        prefix: likewise.
+        columns: of the rows; None for all. `cell_id` must be among them.
+        vectors_too: compare the vectors with their digests as well, in the same pass.
+        memory_map: of the rows.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -127,27 +213,45 @@ def read_stored(
     """
     header = read_header(folder, digests, prefix)
     _check_header(folder, header)
-    verify_files(folder, header.files)
-    table = pq.read_table(folder / ROWS_FILE, memory_map=memory_map)
-    if not table.schema.equals(ROWS_SCHEMA):
-        raise ValueError(f"{folder / ROWS_FILE} has the columns {table.schema.names}, not ours; {REBUILD}.")
+    verify_files(folder, header.files, None if vectors_too else {INDEX_FILE: (0, 0), ORIGINALS_FILE: (0, 0)})
+    schema = pq.read_schema(folder / ROWS_FILE)
+    if not schema.equals(ROWS_SCHEMA):
+        raise ValueError(f"{folder / ROWS_FILE} has the columns {schema.names}, not ours; {REBUILD}.")
+    table = pq.read_table(folder / ROWS_FILE, columns=columns, memory_map=memory_map)
     if len(table) != header.num_rows:
         raise ValueError(f"{folder / ROWS_FILE} has {len(table)} rows instead of {header.num_rows}; {REBUILD}.")
-    coded = header.codec in ("sq8", "pq")
-    codes = open_bytes(folder / INDEX_FILE, memory_map=memory_map)
-    original = np.float32 if header.codec == "fp32" else np.float16
-    originals = open_bytes(folder / ORIGINALS_FILE, memory_map=True) if coded else codes
-    shape = codecs.codebook_shape(header.codec, header.dim)
-    codebook = np.fromfile(folder / CODEBOOK_FILE, np.float32).reshape(shape) if coded else np.empty(0, np.float32)
-    segment = Segment(
-        header.codec,
-        header.dim,
-        codes.reshape(-1, codecs.code_bytes(header.codec, header.dim)),
-        originals.view(original).reshape(-1, header.dim),
-        codebook,
-        _starts(table, header.num_cells, header.num_frames),
-    )
-    return Stored(header, segment, table, folder)
+    codebook = np.empty(0, np.float32)
+    if header.codec in ("sq8", "pq"):
+        shape = codecs.codebook_shape(header.codec, header.dim)
+        codebook = np.fromfile(folder / CODEBOOK_FILE, np.float32).reshape(shape)
+    return Listed(header, folder, table, _starts(table, header.num_cells, header.num_frames), codebook)
+
+
+def read_parts(
+    folder: Path,
+    digests: Mapping[str, str] | None,
+    *,
+    columns: list[str] | None = None,
+    vectors_too: bool = False,
+    memory_map: bool = True,
+) -> tuple[list[Listed], NDArray[np.int64]]:
+    """All parts of an index, the added one last, and the rows that are passed over; see `read_listed`.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is not what it should be, or the files do not belong together.
+    """
+    read = partial(read_listed, columns=columns, vectors_too=vectors_too, memory_map=memory_map)
+    main = read(folder, digests)
+    parts, removed = [main], np.empty(0, dtype=np.int64)
+    if f"{ADDED_FOLDER}/{HEADER_FILE}" in main.header.files:
+        parts.append(read(folder / ADDED_FOLDER, digests, prefix=f"{ADDED_FOLDER}/"))
+    if REMOVED_FILE in main.header.files:
+        removed = np.fromfile(folder / REMOVED_FILE, dtype=np.int64)
+    num = sum(len(part.rows) for part in parts)
+    if not parts[-1].fits(main) or (len(removed) and not 0 <= removed.min() <= removed.max() < num):
+        raise ValueError(f"The parts of {folder} do not belong together; {REBUILD}.")
+    return parts, removed
 
 
 def _check_header(folder: Path, header: Header) -> None:

@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hedwig.pipelines.cluster import ray_running
+    from hedwig.pipelines.cluster import ray_running, use_storage
     from hedwig.pipelines.experiment import plan, run_experiment, run_job
     from hedwig.pipelines.rows import TooManyRejected
     from hedwig.pipelines.run import Run
     from hedwig.pipelines.world import render_world
 
-__all__ = ["Run", "TooManyRejected", "plan", "ray_running", "render_world", "run_experiment", "run_job"]
+__all__ = ["Run", "TooManyRejected", "plan", "ray_running", "render_world", "run_experiment", "run_job", "use_storage"]
 
 _HOMES = {
     "Run": "run",
@@ -26,6 +26,7 @@ _HOMES = {
     "render_world": "world",
     "run_experiment": "experiment",
     "run_job": "experiment",
+    "use_storage": "cluster",
 }
 
 

@@ -2,11 +2,14 @@
 
 One row goes in and one row comes out, always: that is what lets Ray Data's checkpoint count rows. A row that a stage
 reports in ``failure``, or whose batch raises and which raises alone too, leaves the chain with its reason in the
-``failure`` column and nulls in the rest; later stages never see it. Image bytes and frames live and die in here.
+``failure`` column and nulls in the rest; later stages never see it. So does one that comes with a reason from a chain
+before this one. Image bytes live and die in here, and so do frames, unless the schema has a column of them
+(`frames_field`), which carries them to a chain in another process.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +22,11 @@ from numpy.typing import NDArray
 from hedwig.schema import check_columns
 from hedwig.vectors import is_vector, read_vectors, vector_array
 
-__all__ = ["Chain", "Step", "check_chain", "columns_to_batch"]
+__all__ = ["Chain", "Step", "check_chain", "columns_to_batch", "frames_field"]
 
 Batch = dict[str, NDArray[Any]]
 FAILURE = "failure"
+FRAMES_SHAPE = b"frames_shape"
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,41 @@ def check_chain(columns: Sequence[str], steps: Sequence[Step], wanted: Sequence[
     check_columns(present, wanted, where="The result of " + " -> ".join(s.stage.__name__ for s in steps))
 
 
+def frames_field(num_frames: int, frame_px: int) -> pa.Field:
+    """A column of the (V, S, S, 3) uint8 frames of each row as fixed-size binary, the shape in its metadata."""
+    shape = (num_frames, frame_px, frame_px, 3)
+    return pa.field("frames", pa.binary(math.prod(shape)), metadata={FRAMES_SHAPE: ",".join(map(str, shape)).encode()})
+
+
 def columns_to_batch(table: pa.Table, names: Sequence[str]) -> Batch:
     """Columns of an Arrow table as numpy arrays: null numbers are NaN, null texts None, vectors (N, D), read-only.
 
-    A row whose vector is null is NaN too.
+    A row whose vector is null is NaN too. Frames are (N, V, S, S, 3) uint8, read-only; null ones hold any value.
     """
     batch: Batch = {}
     for name in names:
         column = table.column(name)
         if is_vector(table.schema.field(name)):
             batch[name] = read_vectors(table, name)
+        elif FRAMES_SHAPE in (table.schema.field(name).metadata or {}):
+            batch[name] = _read_frames(column, table.schema.field(name))
         elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             batch[name] = column.to_numpy(zero_copy_only=False)
         else:
             batch[name] = _objects(column.to_pylist())
     return batch
+
+
+def _read_frames(column: pa.ChunkedArray, field: pa.Field) -> NDArray[np.uint8]:
+    """A view of the column where it is one chunk."""
+    width, shape = field.type.byte_width, tuple(map(int, field.metadata[FRAMES_SHAPE].split(b",")))
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8, count=len(chunk) * width, offset=chunk.offset * width)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    pixels = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
+    return pixels.reshape(-1, *shape)
 
 
 def _objects(values: list[Any]) -> NDArray[Any]:
@@ -72,6 +96,7 @@ class Chain:
     Args:
         steps: the stages, built here once.
         schema: the result's columns; those that the input has and no stage writes are passed through untouched.
+            A ``failure`` that the input has is kept, and its row is shown to no stage.
 
     Attributes:
         spent: of the last batch: ``rows, rejected, bytes_in`` (of images), and ``wall_s:STAGE`` and ``cpu_s:STAGE`` of
@@ -90,8 +115,10 @@ class Chain:
         needed = wanted & set(table.column_names)
         batch = columns_to_batch(table, sorted(needed))
         size = table.num_rows
-        alive = np.arange(size)
-        failures: list[str | None] = [None] * size
+        failures: list[str | None] = table[FAILURE].to_pylist() if FAILURE in table.column_names else [None] * size
+        alive = np.flatnonzero([reason is None for reason in failures])
+        if len(alive) < size:
+            batch = {name: column[alive] for name, column in batch.items()}
         self.spent = {"rows": size, "bytes_in": 0}
         for stage in self._stages:
             if len(alive) == 0:
@@ -118,14 +145,15 @@ class Chain:
     def _result(self, table: pa.Table, batch: Batch, alive: NDArray[Any], failures: list[str | None]) -> pa.Table:
         slots = np.full(table.num_rows, -1, dtype=np.int64)
         slots[alive] = np.arange(len(alive))
-        take = pa.array(slots, mask=slots < 0)
+        take = pa.array(slots, mask=slots < 0) if len(alive) < table.num_rows else None
         columns = []
         for column in self._schema:
             # What a stage writes wins: a prediction's lat and lon must never be the input's, which are the truth.
             if column.name in table.column_names and column.name not in self._written:
                 columns.append(table.column(column.name).cast(column.type))
             elif len(alive):
-                columns.append(_to_arrow(batch[column.name], column).take(take))
+                values = _to_arrow(batch[column.name], column)
+                columns.append(values if take is None else values.take(take))
             else:
                 columns.append(pa.nulls(table.num_rows, column.type))
         nullable = pa.schema([f.with_nullable(True) for f in self._schema] + [pa.field(FAILURE, pa.string())])
@@ -173,7 +201,10 @@ def _to_arrow(values: NDArray[Any], field: pa.Field) -> pa.Array:
         return vector_array(values, field)
     kind = field.type
     if pa.types.is_fixed_size_binary(kind):
-        return pa.array([np.ascontiguousarray(row).tobytes() for row in values], kind)
+        raw = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+        if raw.shape[1] != kind.byte_width:
+            raise ValueError(f"{field.name}: {raw.shape[1]} bytes a row do not fit a column of {kind.byte_width}.")
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(raw), [None, pa.py_buffer(raw)])
     if pa.types.is_list(kind):
         return pa.array([None if row is None else np.asarray(row).tolist() for row in values], kind)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):

@@ -1,19 +1,23 @@
 """Starting Ray, once per process: a local one for this run, or the cluster the job was submitted to.
 
 A local Ray never attaches to somebody else's cluster on the same machine, opens no dashboard, and asks for tokens.
+How storage is reached (`hedwig.faults`) is the driver's to say: its workers inherit it, on a cluster they are told.
+Credentials are not told; each node has its own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from hedwig.config import ClusterConfig
+from hedwig.faults import VARIABLES, storage_variables
 from hedwig.serving.tokens import ensure_token
 
-__all__ = ["configure_data", "ray_running"]
+__all__ = ["configure_data", "ray_running", "use_storage"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,15 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+def use_storage(settings: Mapping[str, Any]) -> None:
+    """Reach storage as an experiment says, from here and from the workers of the Ray that is started or joined next.
+
+    Args:
+        settings: keyword arguments of `hedwig.faults.storage_variables`; None leaves the environment as it is.
+    """
+    os.environ.update(storage_variables(**settings))
 
 
 @contextmanager
@@ -53,7 +66,10 @@ def ray_running(cluster: ClusterConfig) -> Iterator[None]:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         logger.info("started a local Ray with %d logical CPUs", cpus)
     else:
-        ray.init(address=cluster.address, **quiet)
+        told = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+        if told:
+            os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # the job may have been sent with some of them
+        ray.init(address=cluster.address, runtime_env={"env_vars": told} if told else None, **quiet)
         logger.info("connected to the Ray cluster at %s: %s", cluster.address, ray.cluster_resources())
     try:
         yield

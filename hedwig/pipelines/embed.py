@@ -15,7 +15,7 @@ from hedwig import storage
 from hedwig.config import Experiment
 from hedwig.pipelines.caption import captions
 from hedwig.pipelines.checks import check_encoders
-from hedwig.pipelines.cluster import ray_running
+from hedwig.pipelines.cluster import ray_running, use_storage
 from hedwig.pipelines.encode import embeddings
 from hedwig.pipelines.listing import panoramas
 from hedwig.pipelines.run import Run
@@ -38,6 +38,7 @@ def embed_listing(
     Returns:
         The manifest of `out`: rows of the listing in, rows of the table out, and every rejected row of any stage.
     """
+    use_storage(experiment.storage.model_dump())
     check_encoders(experiment, _STAGES)
     run = Run(experiment, progress=progress)
     with ray_running(experiment.cluster):
@@ -47,7 +48,7 @@ def embed_listing(
     if there is not None and there.fingerprint == storage.fingerprint("embeddings", config, inputs):
         return there
     _clear(out)
-    for path in storage.list_files(run.folder("embed"), suffix=".parquet"):
+    for path in storage.table_files(run.folder("embed")):
         storage.write_bytes(storage.join(out, path.rsplit("/", 1)[-1]), storage.read_bytes(path))
     reasons: Counter[str] = Counter()
     for stage, manifest in zip(_STAGES, made, strict=True):

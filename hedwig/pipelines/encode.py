@@ -1,7 +1,7 @@
 """The stages that cut frames and flow row by row: the frames cache, embeddings and the baseline's embeddings.
 
 All cut the same frames in the same way, as `hedwig.retrieve` will cut a query's; each is one chain of stages in one
-actor pool, so that image bytes and frames never travel.
+actor pool, so that image bytes and frames never travel, unless ``embed.decode=apart`` says that frames shall.
 
 Frames and fusion are two settings. ``slicing.num_frames`` is how many frames are cut, 1 to 64: where ViCLIP fuses
 them (``encoder.fusion=viclip``) it chooses its eight among them or interpolates (``encoder.temporal``); any other
@@ -54,6 +54,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 Manifest = storage.Manifest
 DRIFT_PROBES = 8
+NO_GPU = {"num_gpus": 0.0, "decode": "actor"}
 
 
 def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
@@ -62,8 +63,9 @@ def slicing_of(run: Run, encoder: EncoderConfig) -> Slicing:
 
 
 def cutting_steps(run: Run, slicing: Slicing) -> list[Step]:
-    """Read the images and cut their frames, with the threads of the embedding pool."""
-    threads = run.experiment.embed.num_threads
+    """Read the images and cut their frames, with the threads of the embedding pool or of a worker that only decodes."""
+    embed = run.experiment.embed
+    threads = embed.num_threads if embed.decode == "actor" else 1  # a worker apart has one CPU
     return [
         Step(ImageReader, {"num_threads": max(4, threads)}),
         Step(PanoramaSlicer, {"slicing": slicing, "num_threads": threads}),
@@ -87,7 +89,8 @@ def rows_stage(
 ) -> Manifest:
     """One stage of the run as a `RowsTask`: see there for the arguments.
 
-    Only stages that are `on_gpu` reserve what embed.num_gpus says: the others would hold GPUs that they do not use.
+    Only stages that are `on_gpu` reserve what embed.num_gpus says, for the others would hold GPUs that they do not use,
+    and only they decode apart where embed.decode says so.
     With `incremental`, for stages that read images, each row keeps its image's stamp, and only rows that are new or
     changed are computed: the rest comes from the stage's own last table, or from that of a sibling.
     """
@@ -101,7 +104,7 @@ def rows_stage(
         schema=schema,
         config=config,
         inputs=run.inputs(source) if inputs is None else inputs,
-        pool=run.experiment.embed if on_gpu else run.experiment.embed.model_copy(update={"num_gpus": 0.0}),
+        pool=run.experiment.embed if on_gpu else run.experiment.embed.model_copy(update=NO_GPU),
         max_rejected=run.experiment.data.max_rejected,
         keep=keep,
         details=details,

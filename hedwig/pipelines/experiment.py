@@ -10,7 +10,7 @@ from typing import Literal
 from hedwig import storage
 from hedwig.config import Experiment, load_experiment
 from hedwig.pipelines.checks import check_captions, check_encoders
-from hedwig.pipelines.cluster import ray_running
+from hedwig.pipelines.cluster import ray_running, use_storage
 from hedwig.pipelines.report import report
 from hedwig.pipelines.run import STAGE_FOLDERS, Run
 from hedwig.pipelines.stages import STAGES
@@ -92,6 +92,7 @@ def run_experiment(
         FileNotFoundError: the listing, or the artefact of an earlier stage, is not there.
         ValueError: settings and data do not fit together.
     """
+    use_storage(experiment.storage.model_dump())
     stages = plan(experiment, first, last)
 
     def go(run: Run, names: Sequence[str]) -> None:

@@ -75,15 +75,17 @@ class Reporter:
                 self._counters[what].inc(value, {"kind": self._kind})
 
 
-def measured_record(totals: Mapping[str, float], seconds: float, num_workers: int) -> dict[str, Any]:
+def measured_record(
+    totals: Mapping[str, float], seconds: float, num_workers: int, plan: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The sums as a manifest keeps them.
 
     Returns:
-        ``rows, rejected, bytes_in`` of this run, ``seconds`` on the driver's clock, ``workers``, and per stage
-        ``wall_s`` and ``cpu_s``, summed over the workers.
+        ``rows, rejected, bytes_in`` of this run, ``seconds`` on the driver's clock, ``workers``, what `plan` holds, and
+        per stage ``wall_s`` and ``cpu_s``, summed over the workers.
     """
     record: dict[str, Any] = {name: int(totals.get(name, 0)) for name in COUNTERS}
-    record |= {"seconds": round(seconds, 3), "workers": num_workers}
+    record |= {"seconds": round(seconds, 3), "workers": num_workers, **(plan or {})}
     for clock in CLOCKS:
         stages = {name.split(":", 1)[1]: round(value, 3) for name, value in totals.items() if name.startswith(clock)}
         record[clock] = stages

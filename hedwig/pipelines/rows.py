@@ -1,13 +1,13 @@
 """One table in, one table out, exactly once per row: Ray Data's checkpoint below, an audit of the ids on top.
 
-The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -> one actor pool -> write Parquet, one
-row per panorama from end to end. Everything, failed rows too, is first written aside, below an epoch of this run's own
-(`hedwig.pipelines.staged`); then the staged files become ``part-*.parquet`` and the failed rows
-``rejected/part-*.parquet``, and the manifest follows. Killed at any point, the same call first settles what it finds:
-whole staged files become parts, half ones are deleted, rows that were rejected get another chance (storage may have
-been down), and the checkpoint is written anew from the ids that the parts really hold. So what Ray skips is what is
-there, and an audit of all ids ends every run. A row that kills its worker is found and rejected by
-`hedwig.pipelines.suspects`.
+The flow is the one shape that Ray 2.60's checkpoint keeps exact: read Parquet -> one actor pool, or two
+(`hedwig.pipelines.pools`) -> write Parquet, one row per panorama from end to end. Everything, failed rows too, is first
+written aside, below an epoch of this run's own (`hedwig.pipelines.staged`); then the staged files become
+``part-*.parquet`` and the failed rows ``rejected/part-*.parquet``, and the manifest follows. Killed at any point, the
+same call first settles what it finds: whole staged files become parts, half ones are deleted, rows that were rejected
+get another chance (storage may have been down), and the checkpoint is written anew from the ids that the parts really
+hold. So what Ray skips is what is there, and an audit of all ids ends every run. A row that kills its worker is found
+and rejected by `hedwig.pipelines.suspects`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from hedwig.config import EmbedConfig
 from hedwig.pipelines.chain import Step, check_chain
 from hedwig.pipelines.cluster import configure_data
 from hedwig.pipelines.measured import Reporter, measured_record, meter_actor
+from hedwig.pipelines.pools import Layout, lay_out, watched_plan
 from hedwig.pipelines.reuse import Earlier, take_over
 from hedwig.pipelines.staged import Staged, audit, num_rows, open_parquet, part_files
-from hedwig.pipelines.suspects import GuardedChain, suspects_actor
+from hedwig.pipelines.suspects import suspects_actor
 
 __all__ = ["RowsTask", "TooManyRejected", "enforce_max_rejected", "map_rows"]
 
@@ -154,16 +155,22 @@ def _measured_run(
     """Run the flow over the rows that are not done; returns what it took."""
     import ray
 
+    layout = lay_out(task.kind, task.steps, task.schema, _source_schema(task), task.pool, len(ids))
+    logger.info("%-9s %s", task.kind, layout.text())
     meter, began = meter_actor(), time.monotonic()
     with _watching(staged.staging, len(ids), len(done), meter, on_progress):
-        workers = _run(task, len(ids), staged, meter)
-    return measured_record(ray.get(meter.totals.remote()), time.monotonic() - began, workers)
+        operators = _run(task, layout, len(ids), staged, meter)
+    totals, plan = ray.get(meter.totals.remote()), {"plan": layout.text(), "operators": operators}
+    return measured_record(totals, time.monotonic() - began, layout.num_workers, plan)
+
+
+def _source_schema(task: RowsTask) -> pa.Schema:
+    return pq.read_schema(open_parquet(part_files(task.source)[0]))
 
 
 def _source_ids(task: RowsTask) -> set[str]:
     table = storage.read_table(task.source, ["pano_id", "split"])
-    fs, first = storage.filesystem(part_files(task.source)[0])
-    check_chain(pq.read_schema(first, filesystem=fs).names, task.steps, task.schema.names)
+    check_chain(_source_schema(task).names, task.steps, task.schema.names)
     if task.keep is not None:
         table = table.filter(pc.is_in(table["split"], pa.array(list(task.keep))))
     return set(table["pano_id"].to_pylist())
@@ -179,46 +186,51 @@ def _forget_other_work(task: RowsTask) -> None:
     storage.delete(storage.join(task.folder, storage.MANIFEST))
 
 
-def _run(task: RowsTask, num_rows: int, staged: Staged, meter: Any) -> int:
-    """The Ray Data flow itself; returns the most workers that it may have had."""
+def _run(task: RowsTask, layout: Layout, num_rows: int, staged: Staged, meter: Any) -> list[str]:
+    """The Ray Data flow itself; returns the names of the operators that Ray made of it."""
     import ray
     from ray.data import ActorPoolStrategy
 
-    pool = task.pool
     fs, staging = storage.filesystem(staged.staging)
     checkpoint = storage.filesystem(staged.checkpoint)[1]
     remote = storage.is_remote(task.folder)
     configure_data(checkpoint=checkpoint, filesystem=fs if remote else None)
-    _check_cpus(pool)
-    actors = max(1, min(pool.max_actors or pool.num_actors, -(-num_rows // pool.rows_per_block)))
-    blocks = max(-(-num_rows // pool.rows_per_block), min(2 * actors, num_rows))
-    suspects = suspects_actor(actors, task.timeout_s)
+    _check_cpus(layout)
+    size = task.pool.rows_per_block
+    suspects = [suspects_actor(pool.most, task.timeout_s) for pool in layout.pools]
+    blocks = max(-(-num_rows // size), min(2 * max(pool.most for pool in layout.pools), num_rows))
     try:
-        rows = ray.data.read_parquet(
-            [storage.filesystem(f)[1] for f in part_files(task.source)],
-            filesystem=storage.filesystem(task.source)[0],
-            override_num_blocks=blocks,
-        )
-        if task.keep is not None:
-            rows = rows.map_batches(_Keep(tuple(task.keep)), batch_format="pyarrow", batch_size=None)
-        rows.map_batches(
-            GuardedChain,
-            fn_constructor_kwargs={
-                "steps": list(task.steps),
-                "schema": task.schema,
-                "suspects": suspects,
-                "timeout_s": task.timeout_s,
-                "make_report": partial(Reporter, task.kind, meter),
-            },
-            batch_format="pyarrow",
-            batch_size=pool.batch_size,
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus or None,
-            compute=ActorPoolStrategy(min_size=min(pool.num_actors, actors), max_size=actors),
-        ).write_parquet(staging, filesystem=fs if remote else None)
+        with watched_plan(layout) as operators:
+            rows = ray.data.read_parquet(
+                [storage.filesystem(f)[1] for f in part_files(task.source)],
+                filesystem=storage.filesystem(task.source)[0],
+                override_num_blocks=blocks,
+            )
+            if task.keep is not None:
+                rows = rows.map_batches(_Keep(tuple(task.keep)), batch_format="pyarrow", batch_size=None)
+            for pool, notes in zip(layout.pools, suspects, strict=True):
+                rows = rows.map_batches(
+                    pool.chain,
+                    fn_constructor_kwargs={
+                        "steps": list(pool.steps),
+                        "schema": pool.schema,
+                        "suspects": notes,
+                        "timeout_s": task.timeout_s,
+                        "make_report": partial(Reporter, task.kind, meter),
+                    },
+                    batch_format="pyarrow",
+                    batch_size=pool.batch_size,
+                    num_cpus=pool.num_cpus,
+                    num_gpus=pool.num_gpus or None,
+                    compute=ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+                )
+            # A block of frames is a fraction of what one read brings, and a file is to hold as many rows as ever.
+            rows.write_parquet(
+                staging, filesystem=fs if remote else None, min_rows_per_file=size if len(layout.pools) > 1 else None
+            )
     finally:
         configure_data()
-    return actors
+    return operators
 
 
 class _Keep:
@@ -231,15 +243,16 @@ class _Keep:
         return table.filter(pc.is_in(table["split"], pa.array(list(self.splits))))
 
 
-def _check_cpus(pool: EmbedConfig) -> None:
+def _check_cpus(layout: Layout) -> None:
     import ray
 
     available = ray.cluster_resources().get("CPU", 0.0)
-    needed = pool.num_actors * pool.num_cpus + 2
+    needed = sum(pool.least * pool.num_cpus for pool in layout.pools) + 2
     if available < needed:
         raise ValueError(
-            f"{pool.num_actors} actors of {pool.num_cpus} CPUs, a reader and the checkpoint filter need {needed:g} "
-            f"CPUs, and Ray has {available:g}: it would wait for ever. Lower embed.num_actors or embed.num_cpus."
+            f"{' and '.join(f'{pool.least} actors of {pool.num_cpus:g} CPUs' for pool in layout.pools)}, a reader and "
+            f"the checkpoint filter need {needed:g} CPUs, and Ray has {available:g}: it would wait for ever. Lower "
+            "embed.num_actors, embed.num_cpus or embed.decode_workers, or raise cluster.num_cpus of a local Ray."
         )
 
 

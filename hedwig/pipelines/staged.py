@@ -48,8 +48,8 @@ class Counts:
 
 
 def part_files(folder: str) -> list[str]:
-    """The files of a table."""
-    return [f for f in storage.list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
+    """The files of a table; while it is being made, and has no manifest, all that are there."""
+    return storage.table_files(folder)
 
 
 def open_parquet(path: str) -> Any:

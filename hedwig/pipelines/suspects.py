@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from hedwig.pipelines.chain import Chain, Step
 
-__all__ = ["MAX_DEATHS", "GuardedChain", "Suspects", "WorkersKeepDying", "suspects_actor"]
+__all__ = ["MAX_DEATHS", "DecodeChain", "GuardedChain", "Suspects", "WorkersKeepDying", "suspects_actor"]
 
 MAX_DEATHS = 2  # in company before rows are tried alone, and alone before one is rejected
 MAX_FRUITLESS_STARTS = 10  # beyond one for each actor of the pool
@@ -142,8 +142,7 @@ class GuardedChain:
         one_by_one, reason = self._ask("begin", self._worker, ids)
         if reason is not None:
             self._suspects.done.remote([])
-            if self._report is not None:
-                self._report({"rows": len(ids), "rejected": len(ids)})
+            self._tell({"rows": len(ids), "rejected": len(ids)})
             return self._chain.rejected(table, reason)
         if one_by_one:
             return pa.concat_tables([self._work(table.slice(row, 1)) for row in range(len(ids))])
@@ -155,11 +154,21 @@ class GuardedChain:
             if self._timeout_s is not None:
                 faulthandler.cancel_dump_traceback_later()
         self._suspects.done.remote(ids)
-        if self._report is not None:
-            self._report(self._chain.spent)
+        self._tell(self._chain.spent)
         return out
+
+    def _tell(self, spent: Mapping[str, float]) -> None:
+        if self._report is not None:
+            self._report(spent)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         import ray
 
         return ray.get(getattr(self._suspects, method).remote(*arguments))
+
+
+class DecodeChain(GuardedChain):
+    """The part of a chain before the one that embeds: rows are counted where they leave the last one, so not here."""
+
+    def _tell(self, spent: Mapping[str, float]) -> None:
+        super()._tell({name: value for name, value in spent.items() if name not in ("rows", "rejected")})

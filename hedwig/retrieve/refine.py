@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hedwig.geo import haversine_km, lat_lon, unit_vectors
-from hedwig.index import GeocellIndex
+from hedwig.index import References
 from hedwig.retrieve.prototypes import Prototypes
 
 __all__ = ["MEAN_SCORE_SCALE", "PROTOTYPE_WITHIN_KM", "mean_places", "prototype_rows"]
@@ -38,7 +38,7 @@ def mean_places(lat: Floats, lon: Floats, scores: Floats, within_km: float) -> t
 
 def prototype_rows(
     prototypes: Prototypes,
-    index: GeocellIndex,
+    index: References,
     queries: NDArray[np.float32],
     cells: Ints,
     log_probs: Floats,
@@ -74,7 +74,7 @@ def prototype_rows(
 
 
 def _nearest_member(
-    prototypes: Prototypes, index: GeocellIndex, query: NDArray[np.float32], cell: int, prototype: int
+    prototypes: Prototypes, index: References, query: NDArray[np.float32], cell: int, prototype: int
 ) -> int:
     """Of unit vectors the one of largest cosine is the nearest."""
     start, stop = np.searchsorted(index.cell_ids, [cell, cell + 1])

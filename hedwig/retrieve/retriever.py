@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hedwig.geo import haversine_km
-from hedwig.index import GeocellIndex
+from hedwig.index import References
 from hedwig.retrieve.answer import predictions_of
 from hedwig.retrieve.calibration import Calibration
 from hedwig.retrieve.evidence import Evidence, largest, log_softmax
@@ -45,7 +45,7 @@ class Retriever:
     Args:
         geolocator: (image (B, Di), text (B, Dt)) -> (projected (B, P), logits (B, C) at their temperature); one that
             pools frames takes (B, V, Di).
-        index: the references, with one vector each or one per frame.
+        index: the references, with one vector each or one per frame, here or with others.
         cell_lat: (C,) degrees of the geocells' centroids.
         cell_lon: (C,) degrees.
         cell_radius_km: (C,) how far a geocell's panoramas lie from its centroid; None for 1 km everywhere.
@@ -82,7 +82,7 @@ class Retriever:
     def __init__(
         self,
         geolocator: Any,
-        index: GeocellIndex,
+        index: References,
         cell_lat: ArrayLike,
         cell_lon: ArrayLike,
         *,

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from hedwig import storage
-from hedwig.embed import Embedder
 from hedwig.geocells import Geocells
-from hedwig.index import INDEX_FILES, GeocellIndex, check_digest
-from hedwig.models.fetched import resolve_weights
+from hedwig.index import INDEX_FILES, GeocellIndex, References, check_digest
+from hedwig.index.fetching import local_index
 from hedwig.models.geolocator import Geolocator
 from hedwig.panorama import Slicing
 from hedwig.publishing import published_folder
 from hedwig.retrieve.answer import neighbours_of, predictions_of
 from hedwig.retrieve.calibration import CALIBRATION_FILE, Calibration
+from hedwig.retrieve.encoder import load_embedder
 from hedwig.retrieve.evidence import log_softmax
 from hedwig.retrieve.prediction import Prediction
 from hedwig.retrieve.prototypes import Prototypes
@@ -37,25 +37,20 @@ from hedwig.retrieve.whitening import Whitening
 __all__ = ["Hedwig", "Predictor", "load_retriever"]
 
 Stage = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+OpenIndex = Callable[[Path, Mapping[str, str]], References]
 _COMMANDS = {"embeddings": "embed", "geocells": "geocells run", "geolocator": "train", "index": "index"}
-_ENCODER_OPTIONS = (
-    "seed",
-    "dtype",
-    "fusion",
-    "temporal",
-    "long_captions",
-    "quick_gelu",
-)  # all that changes an embedding
 _EMBEDDED = ("image_embedding", "text_embedding", "frame_embeddings")
 _BATCH = 32
 
 
-def load_retriever(run: str, *, device: str = "cpu", **knobs: Any) -> Retriever:
+def load_retriever(run: str, *, device: str = "cpu", open_index: OpenIndex | None = None, **knobs: Any) -> Retriever:
     """The retriever of a run folder, after checking that its parts belong together.
 
     Args:
         run: local folder, s3:// or gs://, with ``geocells``, ``geolocator``, ``embeddings`` and ``index``.
         device: where the geolocator computes; "auto" takes CUDA where there is one.
+        open_index: opens a local folder, given the digests of its files, whose vectors may be missing where the run is
+            on object storage; `GeocellIndex.open`, which has them, when None.
         knobs: keyword arguments of `Retriever`, over those that the run recorded with its predictions (or, before
             there are any, with its index).
 
@@ -71,9 +66,9 @@ def load_retriever(run: str, *, device: str = "cpu", **knobs: Any) -> Retriever:
     with storage.local_copy(storage.join(run, "geolocator")) as folder:
         _check_files(folder, manifests["geolocator"], "geolocator")
         geolocator = Geolocator.load(folder, device=_device(device))
-    with storage.local_copy(storage.join(run, "index")) as folder:
+    with _index_folder(run, whole=open_index is None) as folder:
         _check_files(folder, manifests["index"], "index", but=INDEX_FILES)
-        index = GeocellIndex.open(folder, manifests["index"].files)
+        index = (open_index or GeocellIndex.open)(folder, manifests["index"].files)
         settings = {"cell_radius_km": cells["radius_km"], **settings, **knobs}
         if (folder / CALIBRATION_FILE).is_file():
             settings.setdefault("calibration", Calibration.load(folder / CALIBRATION_FILE))
@@ -122,35 +117,31 @@ class Hedwig:
         self.embedder, self.captioner = embedder, captioner
 
     @classmethod
-    def load(cls, run: str, *, device: str = "cpu") -> Hedwig:
+    def load(
+        cls,
+        run: str,
+        *,
+        device: str = "cpu",
+        encoder: Callable[[str, storage.Manifest], Any] | None = None,
+        open_index: OpenIndex | None = None,
+    ) -> Hedwig:
         """Open the run folder that `hedwig run` wrote, local, s3:// or gs://; of one that is published, that version.
+
+        Args:
+            run: the run folder.
+            device: where it computes.
+            encoder: makes the embedder of a version's folder and the manifest of its embeddings; `load_embedder` when
+                None.
+            open_index: see `load_retriever`.
 
         Raises:
             FileNotFoundError: an artefact is missing.
             ValueError: artefacts that are damaged or do not belong together; says which one is old and what to run.
         """
         run = published_folder(run)
-        retriever = load_retriever(run, device=device)
-        folder = storage.join(run, "embeddings")
+        retriever = load_retriever(run, device=device, open_index=open_index)
         manifest = _manifest(run, "embeddings")
-        # A table made before an option existed was made with what is its default now.
-        encoder = {"weights": None, **manifest.config["encoder"]}
-        options = {key: encoder[key] for key in _ENCODER_OPTIONS if key in encoder}
-        with _local_weights(run, encoder["weights"]) as weights:
-            embedder = Embedder(
-                encoder_name=encoder["name"],
-                weights=weights,
-                device=device,
-                num_frames=manifest.config["slicing"].get("num_frames"),
-                fixed_batch=False,  # one image would be computed as a whole batch
-                **options,
-            )
-        made_by = manifest.details.get("model_id", embedder.encoder.model_id)
-        if made_by != embedder.encoder.model_id:
-            raise ValueError(
-                f"{folder} was made by {made_by}, but the weights there now are {embedder.encoder.model_id}; "
-                "restore those weights, or run `hedwig embed` again."
-            )
+        embedder = load_embedder(run, manifest, device=device) if encoder is None else encoder(run, manifest)
         captioner: Stage | None = None
         if manifest.config.get("captions", {}).get("source", "none") == "template":
             from hedwig.captions import TemplateCaptioner, captioner_options
@@ -206,6 +197,11 @@ class Hedwig:
     def cell_places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(C,) latitudes and (C,) longitudes of the geocells, in degrees."""
         return self.retriever.cell_lat, self.retriever.cell_lon
+
+    @property
+    def searches_here(self) -> bool:
+        """Whether a search stays in this process; else it takes a thread, which may wait for others."""
+        return isinstance(self.retriever.index, GeocellIndex)
 
     @property
     def half_size(self) -> bool:
@@ -337,15 +333,15 @@ class Hedwig:
 
 
 @contextmanager
-def _local_weights(run: str, weights: str | None) -> Iterator[str | None]:
-    """A local path of weights named relative to the run, or else to the working directory; or of a fetched model."""
-    if weights is None:
-        yield None
-        return
-    weights = resolve_weights(weights)
-    inside = storage.resolve(weights, base=storage.resolve(run))
-    with storage.local_copy(inside if storage.exists(inside) else storage.resolve(weights)) as path:
-        yield str(path)
+def _index_folder(run: str, *, whole: bool) -> Iterator[Path]:
+    """The run's index as a local folder; not whole: without vectors where they would have to be fetched."""
+    folder = storage.join(run, "index")
+    if whole:
+        with storage.local_copy(folder) as path:
+            yield path
+    else:
+        with local_index(folder) as (path, _):
+            yield path
 
 
 def _device(name: str) -> str:

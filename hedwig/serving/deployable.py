@@ -8,13 +8,14 @@ names are checked here against the fields of Ray's own schema, and those of the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from hedwig.serving.deployment import build, is_loopback
+from hedwig.serving.layout import Layout
 from hedwig.serving.safety import Safety
 from hedwig.storage import resolve
 
@@ -89,8 +90,9 @@ def check_deployable(config: Mapping[str, Any]) -> None:
 
 def _known() -> set[str]:
     """Names that `application` takes."""
-    takes = {*inspect.signature(build).parameters, *inspect.signature(Safety).parameters} | _OWN
-    return takes - {"safety", "keys", "load"}
+    makers: tuple[Callable[..., Any], ...] = (build, Layout, Safety)
+    takes = {name for maker in makers for name in inspect.signature(maker).parameters} | _OWN
+    return takes - {"more", "keys", "load"}
 
 
 def _unknown(section: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:

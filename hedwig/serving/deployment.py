@@ -1,12 +1,12 @@
 """The application on Ray Serve: replicas of `hedwig.serving.replica` behind one proxy.
 
-One deployment, because each hop between deployments costs 2 to 10 ms. Requests wait in the replica's gate, not in
-Serve's queue: so a refusal is our JSON with Retry-After, and Serve's own limits, set a little higher, leave room for
-the probes under full load. No `@serve.batch`: on a CPU a batch takes as long as its images one after another, waiting
-for it costs latency, and an answer would depend on its neighbours in the batch in the last digits; on a GPU it is to
-be measured first. The proxy is Serve's own unless HAProxy is asked for, which is put behind the fence of
-`hedwig.serving.fence`, on loopback and in a Ray that is started here; it repeats most of what a replica took with it
-when it died. Serve's own does not; `hedwig.Client` repeats everything, behind either.
+One deployment unless `hedwig.serving.layout` says otherwise, because each hop costs 2 to 10 ms. Requests wait in the
+replica's gate, not in Serve's queue: so a refusal is our JSON with Retry-After, and Serve's own limits, set a little
+higher, leave room for the probes under full load. No `@serve.batch` in the replicas: on a CPU a batch takes as long as
+its images one after another, waiting for it costs latency, and an answer would depend on its neighbours in the batch in
+the last digits; an encoder apart, which is for a GPU, has it. The proxy is Serve's own unless HAProxy is asked for,
+which is put behind the fence of `hedwig.serving.fence`, on loopback and in a Ray that is started here; it repeats most
+of what a replica took with it when it died. Serve's own does not; `hedwig.Client` repeats everything, behind either.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any, Literal
 
 import ray
 from ray import serve
 
+from hedwig.serving.beside import encoders, shards
 from hedwig.serving.fence import FENCED_HOST, fenced_haproxy, haproxy_binary
 from hedwig.serving.keys import KEYS_FILE_VARIABLE, KeyRing
+from hedwig.serving.layout import Layout
 from hedwig.serving.limits import LOOPBACK_NAMES, Limits
 from hedwig.serving.rates import stop_rates
 from hedwig.serving.releases import Locator
@@ -36,7 +39,7 @@ from hedwig.serving.safety import Safety
 from hedwig.serving.tokens import ensure_token
 from hedwig.storage import resolve
 
-__all__ = ["application", "build", "is_loopback", "start", "start_ray", "stop"]
+__all__ = ["application", "build", "is_loopback", "needed", "start", "start_ray", "stop"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +59,13 @@ def build(
     request_timeout_s: float = 30.0,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
-    num_threads: int = 1,
+    num_threads: int | None = None,
     max_body_bytes: int = 25 * 1024**2,
     body_timeout_s: float = 10.0,
     allowed_hosts: Collection[str] = LOOPBACK_NAMES,
     load: Callable[[str], Locator] | None = None,
     look_every_s: float = 2.0,
-    **safety: Any,
+    **more: Any,
 ) -> Any:
     """The Serve application for one run.
 
@@ -76,13 +79,15 @@ def build(
         request_timeout_s: For waiting plus locating.
         num_cpus: Reserved per replica; rounded down (at least 1) also the threads of torch and faiss.
         num_gpus: Reserved per replica.
-        num_threads: Images that one replica locates at the same time.
+        num_threads: Images that one replica locates at the same time; None for 1, or where it waits for others while it
+            does, for as many as it holds.
         max_body_bytes: Largest body.
         body_timeout_s: A body that has not arrived whole after this is refused.
         allowed_hosts: Names accepted in the Host header; ``("*",)`` accepts all.
         load: Makes the locator from the folder of a version; `Hedwig.load` when None.
         look_every_s: How often a replica looks for a newly published version.
-        **safety: Of `hedwig.serving.safety.Safety`; ``keys`` are those of the environment.
+        **more: Of `hedwig.serving.layout.Layout`, and of `hedwig.serving.safety.Safety`, whose ``keys`` are those of
+            the environment.
 
     Returns:
         What `ray.serve.run` takes.
@@ -92,15 +97,20 @@ def build(
     """
     if max_replicas is not None and max_replicas < num_replicas:
         raise ValueError(f"max_replicas is {max_replicas}; it must be at least num_replicas={num_replicas}.")
+    layout, safety = _split(more)
+    if layout.encoder_apart and num_gpus > 0:
+        raise ValueError(f"num_gpus is {num_gpus:g} and the encoder is apart: give the GPU to it by encoder_num_gpus.")
     safety.setdefault("keys", KeyRing.from_environment())
     safe = Safety(num_replicas=max_replicas or num_replicas, **safety)
+    num_shards = layout.num_shards(run)
+    waits = layout.encoder_apart or num_shards > 1
     limits = Limits(
         max_body_bytes=max_body_bytes,
         body_timeout_s=body_timeout_s,
         request_timeout_s=request_timeout_s,
         max_ongoing_requests=max_ongoing_requests,
         max_queued_requests=max_queued_requests,
-        num_threads=num_threads,
+        num_threads=num_threads or (max_ongoing_requests if waits else 1),
     )
     deployment = serve.deployment(
         name="locate",
@@ -117,8 +127,26 @@ def build(
     device = "cuda" if num_gpus > 0 else "cpu"
     num_threads_torch = max(1, int(num_cpus))
     return deployment.bind(
-        resolve(run), load, device, limits, tuple(allowed_hosts), num_threads_torch, safe, look_every_s
+        resolve(run),
+        load,
+        device,
+        limits,
+        tuple(allowed_hosts),
+        num_threads_torch,
+        safe,
+        look_every_s,
+        encoder=encoders(run, layout, request_timeout_s),
+        encoder_batch=layout.encoder_batch,
+        shards=shards(run, layout, num_shards, num_threads_torch, request_timeout_s),
+        num_decoders=num_threads_torch if waits and num_threads is None else None,
     )
+
+
+def _split(more: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
+    """The layout, and the rest of the options."""
+    ours = {field.name for field in fields(Layout)}
+    layout = Layout(**{name: value for name, value in more.items() if name in ours})
+    return layout, {name: value for name, value in more.items() if name not in ours}
 
 
 def _number(least: int, most: int | None, max_ongoing_requests: int) -> dict[str, Any]:
@@ -212,8 +240,8 @@ def start(
         options.setdefault("allowed_hosts", ("*",))
     application = build(run, request_timeout_s=request_timeout_s, **options)
     if not ray.is_initialized():
-        start_ray(host, proxy, num_cpus=_needed(options)["CPU"])
-    _check_room(options)
+        start_ray(host, proxy, num_cpus=needed(run, options)["CPU"])
+    _check_room(run, options)
     if serve.status().proxies:
         raise RuntimeError(
             "Ray Serve already runs here and cannot change its address; call hedwig.serving.stop() first."
@@ -276,18 +304,32 @@ def start_ray(host: str = FENCED_HOST, proxy: Proxy = "python", *, num_cpus: flo
         )
 
 
-def _needed(options: Mapping[str, Any]) -> dict[str, float]:
-    replicas = options.get("num_replicas", 1)
-    return {"CPU": replicas * options.get("num_cpus", 1.0), "GPU": replicas * options.get("num_gpus", 0.0)}
+def needed(run: str, options: Mapping[str, Any], *, most: bool = False) -> dict[str, float]:
+    """The CPUs and GPUs that a service of `run` reserves.
+
+    Args:
+        run: Run folder.
+        options: Of `build`.
+        most: With as many replicas as there may ever be, instead of those at the start.
+    """
+    layout = _split(options)[0]
+    beside = layout.needed(layout.num_shards(run))
+    replicas = (options.get("max_replicas") if most else None) or options.get("num_replicas", 1)
+    return {
+        "CPU": replicas * options.get("num_cpus", 1.0) + beside["CPU"],
+        "GPU": replicas * options.get("num_gpus", 0.0) + beside["GPU"],
+    }
 
 
-def _check_room(options: Mapping[str, Any]) -> None:
+def _check_room(run: str, options: Mapping[str, Any]) -> None:
     """A refusal instead of a wait for CPUs or GPUs that will never come."""
     have = ray.cluster_resources()
-    for name, amount in _needed(options).items():
+    for name, amount in needed(run, options).items():
         if amount > have.get(name, 0.0):
+            layout = _split(options)[0]
+            others = ", with encoders and shards," if layout.encoder_apart or layout.num_shards(run) > 1 else ""
             raise RuntimeError(
-                f"{options.get('num_replicas', 1)} replicas need {amount:g} {name}s and this Ray has "
+                f"{options.get('num_replicas', 1)} replicas{others} need {amount:g} {name}s and this Ray has "
                 f"{have.get(name, 0.0):g}; ask for fewer replicas or less per replica."
             )
 

@@ -42,6 +42,11 @@ class Locator(Protocol):
         ...
 
     @property
+    def searches_here(self) -> bool:
+        """Whether a search asks nobody else, and so may run where others wait for it."""
+        ...
+
+    @property
     def cell_places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(C,) latitudes and (C,) longitudes of the geocells, in degrees."""
         ...

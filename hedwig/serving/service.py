@@ -34,7 +34,7 @@ __all__ = ["Service", "Timings"]
 
 _log = logging.getLogger(__name__)
 
-_INLINE_ROWS = 8  # a search of so few takes less than the way to a thread and back
+_INLINE_ROWS = 8  # a search of so few here takes less than the way to a thread and back
 _EVERYTHING = 0.0
 
 Pixels = NDArray[np.uint8]
@@ -235,7 +235,8 @@ class Service:
                 return dict(release.locator.neighbours(columns, top_k, cells=asked.cells))
 
         try:
-            return work() if len(asked.image) <= _INLINE_ROWS else await self._run(work, timings)
+            inline = len(asked.image) <= _INLINE_ROWS and release.locator.searches_here
+            return work() if inline else await self._run(work, timings)
         except ValueError as error:
             raise refusal("bad_body", str(error)[:500]) from None
 

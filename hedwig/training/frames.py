@@ -7,7 +7,6 @@ in the schema's metadata under ``frames_shape``. It is scratch of a training run
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from hedwig.storage import filesystem, join, list_files, write_bytes
+from hedwig.storage import join, open_table, write_bytes
 
 __all__ = ["frames_schema", "read_frames", "read_positions", "write_frames"]
 
@@ -76,13 +75,6 @@ def write_frames(folder: str, part: str, rows: Mapping[str, np.ndarray[Any, Any]
     return f"{path}.parquet"
 
 
-def _dataset(folder: str) -> Any:
-    files = [f for f in list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
-    if not files:
-        raise FileNotFoundError(f"{folder!r} holds no part-*.parquet; write the frames first (write_frames).")
-    return ds.dataset([filesystem(f)[1] for f in files], filesystem=filesystem(folder)[0], format="parquet")
-
-
 def read_positions(folder: str) -> pa.Table:
     """Everything but the frames and captions (pano_id, lat, lon, split), sorted by pano_id.
 
@@ -90,7 +82,7 @@ def read_positions(folder: str) -> pa.Table:
         FileNotFoundError: the folder holds no cache.
         ValueError: a pano_id is there twice.
     """
-    table = _dataset(folder).to_table(columns=["pano_id", "lat", "lon", "split"]).sort_by("pano_id")
+    table = open_table(folder).to_table(columns=["pano_id", "lat", "lon", "split"]).sort_by("pano_id")
     ids = table["pano_id"].to_numpy(zero_copy_only=False)
     twice = ids[1:][ids[1:] == ids[:-1]]
     if len(twice):
@@ -116,7 +108,7 @@ def read_frames(
         FileNotFoundError: the folder holds no cache.
         ValueError: the files hold frames of different shapes, or the shape is not recorded.
     """
-    dataset = _dataset(folder)
+    dataset = open_table(folder)
     shapes = {(fragment.physical_schema.metadata or {}).get(SHAPE, b"") for fragment in dataset.get_fragments()}
     if len(shapes) != 1 or b"" in shapes:
         seen = ", ".join(sorted(shape.decode() or "none" for shape in shapes))

@@ -10,7 +10,6 @@ always kept in memory. Where the head pools frames, the image column holds V vec
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hedwig.schema import check_columns
-from hedwig.storage import filesystem, list_files
+from hedwig.storage import filesystem, open_table, table_files
 from hedwig.vectors import read_tensor, read_vectors, vector_form
 
 __all__ = ["Batch", "CachedRows", "Plan", "StreamedRows", "make_plan", "stream"]
@@ -107,17 +106,10 @@ class Plan:
         return flat.reshape(len(flat), self.num_frames, self.image_dim) if self.num_frames else flat
 
 
-def _dataset(folder: str) -> Any:
-    files = [f for f in list_files(folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
-    if not files:
-        raise FileNotFoundError(f"{folder!r} holds no part-*.parquet; run the embedding stage first.")
-    return ds.dataset([filesystem(f)[1] for f in files], filesystem=filesystem(folder)[0], format="parquet")
-
-
 def _batches(folder: str, columns: list[str], splits: tuple[str, ...]) -> Iterator[pa.Table]:
     wanted = ds.field("split").isin(list(splits)) & ds.field("lat").is_valid() & ds.field("lon").is_valid()
     positioned = wanted & ~pc.is_nan(ds.field("lat")) & ~pc.is_nan(ds.field("lon"))
-    dataset = _dataset(folder)
+    dataset = open_table(folder)
     kinds = [dataset.schema.field(name).type for name in columns]
     width = sum(kind.byte_width for kind in kinds if pa.types.is_fixed_size_binary(kind))
     num_rows = max(64, min(8192, BUFFER_BYTES // 4 // (width + 1)))  # the scanner reads several batches ahead
@@ -156,7 +148,7 @@ def make_plan(
             twice, a training or validation row lies in no cell, or an embedding is not finite.
     """
     vectors = [image_column] + ([text_column] if text_column else [])
-    schema = _dataset(folder).schema
+    schema = open_table(folder).schema
     check_columns(schema.names, [*POSITION, *vectors], where=f"The embedding table {folder!r}")
     dims = {name: vector_form(schema, name, where=f"The embedding table {folder!r}")[1] for name in vectors}
     if dims[image_column] % max(1, num_frames):
@@ -282,15 +274,14 @@ class AssignCells:
 def stream(plan: Plan, geocells: str) -> Any:
     """The training rows as a Ray dataset, read anew in every epoch."""
     import ray.data
+    from ray.data.expressions import col
 
     columns = [*POSITION, plan.image_column] + ([plan.text_column] if plan.text_column else [])
-    files = [f for f in list_files(plan.folder, suffix=".parquet") if os.path.basename(f).startswith("part-")]
     dataset = ray.data.read_parquet(
-        [filesystem(f)[1] for f in files],
+        [filesystem(f)[1] for f in table_files(plan.folder)],
         filesystem=filesystem(plan.folder)[0],
         columns=columns,
-        filter=(ds.field("split") == "train") & ds.field("lat").is_valid() & ~pc.is_nan(ds.field("lat")),
-    )
+    ).filter(expr=(col("split") == "train") & (col("lat") >= -90.0))  # which neither null nor NaN is
     dataset.context.enable_progress_bars = False
     return dataset.map_batches(
         AssignCells,
