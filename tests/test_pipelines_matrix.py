@@ -8,6 +8,7 @@ from test_config_matrix import write
 
 from hedwig import storage
 from hedwig.config import load_matrix, validate_experiment
+from hedwig.pipelines.matrix import _scored
 from hedwig.pipelines.run import Run
 
 
@@ -42,6 +43,15 @@ def test_an_artefact_of_the_same_settings_is_taken_over_and_another_is_not(tmp_p
     second.make("geocells", "geocells", {"a": "other"}, {}, build(second, "other"))
     assert made == ["same", "other"]
     assert storage.read_bytes(storage.join(first.folder("geocells"), "sub", "x.txt")) == b"same"
+
+
+def test_a_record_is_read_with_the_expected_error_of_a_guess(tmp_path):
+    evaluation = {"num_queries": 7, "expected_error": {"mean_km": 1863.0}}
+    record = {"methods": {"hedwig": {}}, "encoder_note": "tiny", "synthetic": True, "evaluation": evaluation}
+    storage.write_bytes(str(tmp_path / "report" / "report.json"), json.dumps(record).encode())
+    scored = _scored(str(tmp_path), {"Model": "CLIP"})
+    assert scored.expected == {"mean_km": 1863.0}
+    assert scored.note == "SYNTHETIC world, 7 queries, encoder tiny"
 
 
 @pytest.mark.slow

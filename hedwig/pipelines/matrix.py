@@ -70,7 +70,7 @@ def _scored(output: str, labels: dict[str, str]) -> Scored:
         raise ValueError(f"{output} has no scored queries: its test split holds no panorama with a position.")
     synthetic = "SYNTHETIC world, " if record.get("synthetic") else ""
     note = f"{synthetic}{evaluation['num_queries']} queries, encoder {record['encoder_note']}"
-    return Scored(labels, record["methods"], note)
+    return Scored(labels, record["methods"], note, evaluation.get("expected_error"))
 
 
 def _queries(scored: list[Scored]) -> str:

@@ -93,7 +93,7 @@ def paper_table(number: int, runs: Sequence[Scored]) -> PaperTable:
     if expected is not None:
         floors.append([EXPECTED, *[""] * len(axes), *values(expected)])
         notes.append(
-            f"{EXPECTED.capitalize()}: mean {expected['mean_km']:,.1f} km, standard error "
+            f"E{EXPECTED[1:]}: mean {expected['mean_km']:,.1f} km, standard error "
             f"{expected['standard_error_km']:.1f} km, of {expected['num_pairs']:,} pairs of a query and a training "
             "place. The paper's, of two uniform points in a rectangle of 4,500 x 2,500 km, is 1,863 km."
         )
