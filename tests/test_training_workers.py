@@ -124,7 +124,8 @@ def test_a_table_above_the_budget_is_streamed_and_gives_the_same_curve(
                 world, here / "streamed", batch_size=batch_size, num_workers=num_workers, memory_budget_gib=small
             )
         assert streamed == pytest.approx(kept, rel=tolerance)
-        assert kept[-1] < (0.98 if batch_size == ROWS else 0.6) * kept[0]
+        assert kept == sorted(kept, reverse=True)  # something is learnt in every epoch
+        assert kept[-1] < (0.99 if batch_size == ROWS else 0.95) * kept[0]
 
 
 @pytest.mark.slow
