@@ -146,6 +146,14 @@ class Node:
         return killed
 
 
+def wait_for_progress(out, driver):
+    """Until another file of embeddings was written, so that what dies has worked; at most two minutes."""
+    folder, deadline = out / ".work" / "embeddings", time.monotonic() + 120
+    before = set(folder.rglob("*.parquet"))
+    while time.monotonic() < deadline and driver.poll() is None and set(folder.rglob("*.parquet")) <= before:
+        time.sleep(0.2)
+
+
 def chaos(folder):
     """Run as the command of the cluster: kill, and start again, until everything has been killed often enough."""
     rng, out, address = random.Random(0), folder / "disturbed", os.environ["HEDWIG_CLUSTER"]
@@ -154,7 +162,7 @@ def chaos(folder):
     began, driver = time.monotonic(), start(folder, out, "deadly", address)
     wanted = ["worker"] * WORKERS + ["driver"] * DRIVERS + ["node"] * NODES
     rng.shuffle(wanted)
-    time.sleep(10)
+    wait_for_progress(out, driver)
     while wanted and driver.poll() is None:
         what = wanted[0]
         if what == "driver":
@@ -174,7 +182,8 @@ def chaos(folder):
                 continue
             killed["worker"] += 1
         wanted.pop(0)
-        time.sleep(rng.uniform(3, 12))
+        wait_for_progress(out, driver)
+        time.sleep(rng.uniform(0, 4))
     code = driver.wait()
     node.kill()
     record = {"killed": killed, "left": wanted, "exit_code": code, "seconds": round(time.monotonic() - began)}
