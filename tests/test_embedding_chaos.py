@@ -35,9 +35,10 @@ BROKEN = ("empty", "cut", "text", "gone", "tiny")  # by turns, every 20th row
 DEADLY = NUM // 2 + 7
 MARK = b"kills its process"
 
-# The job, as a script: the slicer of a run, but for one image over which its process ends.
+# The job, as a script: the slicer of a run, but for one image over which its process ends, and slower: workers start in
+# seconds, and would be done before they can be killed so often.
 JOB = f"""
-    import os, signal, sys
+    import os, signal, sys, time
     import hedwig.pipelines.encode as encode
     from hedwig.config import validate_experiment
     from hedwig.pipelines.embed import embed_listing
@@ -46,6 +47,7 @@ JOB = f"""
         def __call__(self, batch):
             if any({MARK!r} in data for data in batch["image_bytes"]):
                 os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.03 * len(batch["image_bytes"]))
             return super().__call__(batch)
 
     listing, out, deadly, address = sys.argv[1:5]
@@ -183,7 +185,7 @@ def chaos(folder):
             killed["worker"] += 1
         wanted.pop(0)
         wait_for_progress(out, driver)
-        time.sleep(rng.uniform(0, 4))
+        time.sleep(rng.uniform(0, 2))
     code = driver.wait()
     node.kill()
     record = {"killed": killed, "left": wanted, "exit_code": code, "seconds": round(time.monotonic() - began)}
