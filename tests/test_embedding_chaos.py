@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 NUM = int(os.environ.get("HEDWIG_CHAOS_NUM", "10000"))
 DRIVERS, WORKERS, NODES = 5, 10, 2
-BROKEN = ("empty", "cut", "text", "gone", "tiny")  # by turns, every 20th row
+BROKEN = ("empty", "cut", "text", "gone", "flipped")  # by turns, every 20th row
 DEADLY = NUM // 2 + 7
 MARK = b"kills its process"
 
@@ -80,11 +80,11 @@ def listing(folder):
         what = kind(n)
         data = {
             "empty": b"", "cut": data[: len(data) // 2], "text": b"<html>no such panorama</html>", "gone": b"",
-            "tiny": simplejpeg.encode_jpeg(np.zeros((4, 8, 3), np.uint8)), "deadly": data + MARK,
+            "flipped": b"\x89PNG\r\n\x1a\n" + data, "deadly": data + MARK,
         }.get(what, data)  # fmt: skip
         if what != "gone":
             (images / f"{n:05d}.jpg").write_bytes(data)
-        lines.append(f"p{n:05d},{n % 60},{n % 170},images/{n:05d}.jpg")
+        lines.append(f"p{n:05d},{1 + n % 60},{1 + n % 170},images/{n:05d}.jpg")
     (folder / "listing.csv").write_text("\n".join(lines) + "\n")
     return folder / "listing.csv"
 
