@@ -209,7 +209,7 @@ def test_bad_settings_name_the_value(cache, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             tune(cache, tmp_path, **options)
-    with pytest.raises(FileNotFoundError, match="write_frames"):
+    with pytest.raises(FileNotFoundError, match="run the stage that writes it"):
         tune(str(tmp_path / "nowhere"), tmp_path)
     with pytest.raises(FileNotFoundError, match="No weights at"):
         tune(cache, tmp_path, weights=str(tmp_path / "gone.pth"))

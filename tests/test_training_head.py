@@ -303,7 +303,7 @@ def test_bad_settings_name_the_value(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(table, tmp_path, **options)
-    with pytest.raises(FileNotFoundError, match="embedding stage"):
+    with pytest.raises(FileNotFoundError, match="run the stage that writes it"):
         train(tmp_path / "nowhere", tmp_path)
 
 
