@@ -55,6 +55,7 @@ def test_a_record_is_read_with_the_expected_error_of_a_guess(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_papers_tables_from_one_command(tmp_path, capsys):
     import subprocess
     import sys
