@@ -93,8 +93,8 @@ def _run(
     from hedwig.pipelines import run_experiment, use_storage
     from hedwig.pipelines.estimate import estimate
 
-    use_storage(x.storage.model_dump())
     if dry_run:
+        use_storage(x.storage.model_dump())
         outlook = estimate(x, first, last)
         show(outlook, "\n".join(f"{name:<18} {value}" for name, value in outlook.items()))
         return None

@@ -132,7 +132,7 @@ def _take_over(task: RowsTask, wanted: set[str], staged: Staged) -> set[str]:
     if task.earlier is None or not wanted:
         return set()
     written = {name for step in task.steps for name in step.stage.writes}
-    there = pq.read_schema(open_parquet(part_files(task.source)[0])).names
+    there = _source_schema(task).names
     source = storage.read_table(task.source, list(dict.fromkeys(
         ["pano_id", *(n for n in task.schema.names if n in there and n not in written), *task.earlier.read]
     )))  # fmt: skip

@@ -25,6 +25,7 @@ from hedwig.panorama import image_size
 
 __all__ = [
     "IMAGE_TYPES",
+    "INLINE_ROWS",
     "LOOPBACK_NAMES",
     "REFUSALS",
     "Gate",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+INLINE_ROWS = 8  # a search of so few embeddings takes less than the way to a thread and back
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _CLOSE = {"Connection": "close"}

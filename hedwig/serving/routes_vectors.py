@@ -1,8 +1,8 @@
 """The routes of embeddings: ``/v1/embed`` makes one of an image, ``/v1/neighbours`` searches with one or with many.
 
-The search is the retrieval path on stored embeddings, kept thin: parameters and JSON are parsed by hand, for FastAPI
-takes as long for them as the search takes, and a few embeddings are searched without a thread. Many embeddings travel
-fastest as plain float32 numbers (``application/octet-stream``), with base64 in JSON next.
+The search is the retrieval path on stored embeddings, kept thin: parameters and JSON are parsed by hand, and a few
+embeddings are searched without a thread. Many embeddings travel fastest as plain float32 numbers
+(``application/octet-stream``), with base64 in JSON next.
 """
 
 from __future__ import annotations

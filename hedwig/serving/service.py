@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from hedwig import __version__
 from hedwig.panorama import decode_image
-from hedwig.serving.limits import Gate, Limits, check_image, refusal
+from hedwig.serving.limits import INLINE_ROWS, Gate, Limits, check_image, refusal
 from hedwig.serving.metrics import Metrics
 from hedwig.serving.precision import coarsen, whole, withhold_neighbours
 from hedwig.serving.releases import Locator, Release
@@ -34,7 +34,6 @@ __all__ = ["Service", "Timings"]
 
 _log = logging.getLogger(__name__)
 
-_INLINE_ROWS = 8  # a search of so few here takes less than the way to a thread and back
 _EVERYTHING = 0.0
 
 Pixels = NDArray[np.uint8]
@@ -235,7 +234,7 @@ class Service:
                 return dict(release.locator.neighbours(columns, top_k, cells=asked.cells))
 
         try:
-            inline = len(asked.image) <= _INLINE_ROWS and release.locator.searches_here
+            inline = len(asked.image) <= INLINE_ROWS and release.locator.searches_here
             return work() if inline else await self._run(work, timings)
         except ValueError as error:
             raise refusal("bad_body", str(error)[:500]) from None

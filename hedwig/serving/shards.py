@@ -19,14 +19,13 @@ from hedwig.index import Found, IndexShard, Question, ShardedIndex
 from hedwig.index.fetching import local_index
 from hedwig.publishing import published_folder
 from hedwig.serving.calls import Away, Calls
-from hedwig.serving.limits import refusal
+from hedwig.serving.limits import INLINE_ROWS, refusal
 from hedwig.serving.versions import NotHere, Version, Versions, content_digest
 from hedwig.storage import join, read_manifest
 
 __all__ = ["PREPARE_S", "ShardReplica", "away", "index_opener", "prepare"]
 
 PREPARE_S = 600.0  # for a large index from object storage
-_INLINE_ROWS = 8  # a search of so few takes less than the way to a thread and back
 
 
 class ShardReplica:
@@ -63,7 +62,7 @@ class ShardReplica:
         shard = self._versions.ready(version)
         if shard is None:
             shard = await asyncio.to_thread(self._versions.get, version)
-        if len(question.queries) <= _INLINE_ROWS:
+        if len(question.queries) <= INLINE_ROWS:
             return shard.search(question)
         return await asyncio.to_thread(shard.search, question)
 
