@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from hedwig.benchmark.pipeline import StartClock, TimedEmbedder, TimedSlicer, figures_of, tree_cpu_s
+from hedwig.benchmark.pipeline import Sample, StartClock, TimedEmbedder, TimedSlicer, figures_of, tree_cpu_s
 from hedwig.benchmark.preprocessing import slice_figures
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.synthetic.render import encode_jpeg
@@ -19,7 +19,9 @@ def test_figures_are_those_of_a_job_written_down_by_hand():
         "began_s": ends - 4.4, "cut_s": ends - 4.0, "cut_cpu_s": np.full(12, 0.25),
         "ended_s": ends, "bare_s": np.full(12, 2.0), "used_cpu_s": np.full(12, 3.75),
     }  # fmt: skip
-    samples = [(100.0, 0.0), (110.0, 20.0), (119.0, 20.0 + 2 * 4.0 + 8 * 0.04), (130.0, 99.0)]
+    used = (0.0, 20.0, 20.0 + 2 * 4.0 + 8 * 0.04, 99.0)
+    memory = (300.0, 900.0, 950.0, 920.0)
+    samples = [Sample(*one) for one in zip((100.0, 110.0, 119.0, 130.0), used, memory, strict=True)]
     figures = figures_of(clocks, samples, began_s=100.0, batch_size=4, model="m")
     assert figures.efficiency == pytest.approx(0.8)
     assert figures.panoramas_per_s == pytest.approx(8 / 5)
@@ -27,6 +29,7 @@ def test_figures_are_those_of_a_job_written_down_by_hand():
     assert figures.ray_cpu_ms_per_panorama == pytest.approx(40.0)
     assert figures.startup_s == pytest.approx(5.6)
     assert (figures.num_panoramas, figures.num_steady) == (12, 8)
+    assert (figures.early_memory_mb, figures.peak_memory_mb) == (900.0, 950.0)
     assert figures.to_dict().keys() >= {"efficiency", "startup_s", "panoramas_per_s"}
     assert "efficiency 0.800" in figures.text()
     with pytest.raises(ValueError, match="12 panoramas are 1 batch"):
@@ -42,7 +45,8 @@ def test_decoding_apart_is_the_job_where_it_takes_longer_than_the_model():
         "ended_s": ends, "bare_s": np.full(12, 2.0), "used_cpu_s": np.full(12, 3.75),
     }  # fmt: skip
     inside = (115.5 - 110.0) / 6.8 + 1.0  # of the blocks' cutting, from the first batch's end to the last's
-    samples = [(100.0, 0.0), (110.0, 20.0), (119.0, 20.0 + 2 * 3.75 + inside * 5.0 + 8 * 0.04), (130.0, 99.0)]
+    used = (0.0, 20.0, 20.0 + 2 * 3.75 + inside * 5.0 + 8 * 0.04, 99.0)
+    samples = [Sample(at, cpu, 900.0) for at, cpu in zip((100.0, 110.0, 119.0, 130.0), used, strict=True)]
     few, many = (
         figures_of(clocks, samples, began_s=90.0, batch_size=4, model="m", decode_workers=n) for n in (2, 8)
     )  # fmt: skip

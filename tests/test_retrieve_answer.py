@@ -70,7 +70,10 @@ def test_a_prediction_survives_json() -> None:
     world = World()
     retriever = world.retriever(num_cells=4)
     found = retriever.evidence(world.queries, world.logits)
-    plain = predictions_of(retriever, found, world.names, posterior_above=0.01)[0]
+    all_plain = predictions_of(retriever, found, world.names, posterior_above=0.01)
+    assert [one.cell_id for one in all_plain] == found.cell.tolist()
+    assert any(one.cell_id != one.cell_ids[0] for one in all_plain)
+    plain = all_plain[0]
     windows = (FrameWindow(0.0, 0.25, 45.0, 90.0), FrameWindow(0.9, 1.15))
     query = Query("q0", np.zeros((2, 4, 4, 3), np.uint8), "equirectangular", 0.0, None, windows)
     explained = query.seen(plain, np.log([0.2, 0.6]))

@@ -111,6 +111,8 @@ def test_the_answers_are_the_librarys_through_kills_and_a_swap(url: str, run: Pa
         end.set()
         for thread in threads:
             thread.join()
+    with Client(url) as client:
+        assert client.info().layout == {"encoder": "apart", "shards": 2}
     assert failures == []
     assert answers[-1][0].run_digest == digests["s"]
     for answer, truth in answers:

@@ -145,6 +145,7 @@ def test_what_is_published_is_served_without_a_failed_request(url, run):
         ask_until(run / "versions/0002")
         assert client.info().publication["state"] == "current"
         assert client.info().num_references == 2
+        assert client.info().layout == {"encoder": "together", "shards": 1}
         publish_version(run, ".")
         rollback(str(run))
         publish_version(run, ".")

@@ -84,6 +84,7 @@ def test_explained_frames_are_those_that_look_like_the_cell(hedwig: Hedwig, clie
     text = hedwig.embed([query])["text_embedding"]
     logits = hedwig.retriever.encode(each[2:3], text)[1][0].astype(float)
     p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    assert probs[2] == pytest.approx(p[answer["cell_ids"][0]], abs=1e-5)
+    assert probs[2] == pytest.approx(p[answer["cell_id"]], abs=1e-5)
+    assert answer["cell_id"] != answer["cell_ids"][0]  # its neighbour is in another cell than the likeliest
     assert sum(answer["posterior"]["probs"]) == pytest.approx(1, abs=1e-3)
     assert answer["posterior"]["cell_ids"][0] == answer["cell_ids"][0]

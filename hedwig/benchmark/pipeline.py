@@ -6,6 +6,9 @@ left out of the job's time. Efficiency is the bare loop's seconds over the job's
 job's being everything from one batch to the next: reading, decoding, slicing, embedding, Ray. Ray's own CPU is that of
 all processes below this one, less what the workers used inside their stages.
 
+Memory is what the processes have for themselves, and what lies in /dev/shm, where Ray keeps its objects: the most of it
+until a twentieth of the panoramas were embedded, and the most of all. A job that keeps what it has read shows there.
+
 Where other workers decode, they go on while the second pass runs, so that what they took themselves, shared among
 them, is a second bound from below of the job's time: too few of them show as an efficiency below 1 all the same.
 """
@@ -13,11 +16,12 @@ them, is a second bound from below of the job's time: too few of them show as an
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +33,29 @@ from hedwig.schema import PANORAMAS
 from hedwig.storage import join, read_table, write_bytes, write_table
 
 __all__ = [
-    "PipelineFigures", "StartClock", "TimedEmbedder", "TimedSlicer", "figures_of", "measure_pipeline", "tree_cpu_s",
+    "PipelineFigures", "Sample", "StartClock", "TimedEmbedder", "TimedSlicer", "figures_of", "measure_pipeline",
+    "tree_cpu_s",
 ]  # fmt: skip
 
 Batch = dict[str, NDArray[Any]]
 CLOCKS = ("began_s", "cut_s", "cut_cpu_s", "ended_s", "bare_s", "used_cpu_s")
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
+OBJECTS = "/dev/shm"  # noqa: S108 -- chosen by Ray, only looked at
+
+
+class Sample(NamedTuple):
+    """What all processes of the job had used at one moment.
+
+    Attributes:
+        at_s: since the epoch.
+        cpu_s: by then.
+        memory_mb: then.
+    """
+
+    at_s: float
+    cpu_s: float
+    memory_mb: float
 
 
 class StartClock:
@@ -110,6 +131,8 @@ class PipelineFigures:
         num_steady: those between the end of the first batch and the end of the last.
         batch_size: rows of a batch.
         model: name of the encoder.
+        early_memory_mb: the most memory of all processes until a twentieth of the panoramas were embedded.
+        peak_memory_mb: the most until the end.
         decode_workers: that did nothing else; 0 where the actor decodes.
     """
 
@@ -123,6 +146,8 @@ class PipelineFigures:
     num_steady: int
     batch_size: int
     model: str
+    early_memory_mb: float
+    peak_memory_mb: float
     decode_workers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +165,8 @@ class PipelineFigures:
                 f"  CPU per panorama: {self.decode_cpu_ms_per_panorama:.2f} ms to read and slice it "
                 + (f"in {self.decode_workers} workers apart" if self.decode_workers else "in the actor")
                 + f", {self.ray_cpu_ms_per_panorama:.2f} ms of Ray's own",
+                f"  memory: at most {self.early_memory_mb:,.0f} MB until {-(-self.num_panoramas // 20):,} of them were "
+                f"embedded, {self.peak_memory_mb:,.0f} MB until all were",
             ]
         )
 
@@ -194,7 +221,7 @@ def measure_pipeline(
 
 def figures_of(
     clocks: dict[str, NDArray[np.float64]],
-    samples: Sequence[tuple[float, float]],
+    samples: Sequence[Sample],
     *,
     began_s: float,
     batch_size: int,
@@ -206,7 +233,7 @@ def figures_of(
     Args:
         clocks: (N,) each of ``began_s, cut_s, cut_cpu_s``, the same in all rows that were cut together, and of
             ``ended_s, bare_s, used_cpu_s``, the same in all that were embedded together.
-        samples: (seconds since the epoch, CPU seconds of all processes) while the job ran.
+        samples: taken while the job ran.
         began_s: when it was called.
         batch_size: as set.
         model: name.
@@ -226,7 +253,8 @@ def figures_of(
     if decode_workers:
         job_s = max(job_s, (cut_s - begins).sum() * num / len(clocks["ended_s"]) / decode_workers)
     inside = np.clip(np.minimum(cut_s, ends[-1]) - np.maximum(begins, ends[0]), 0, None) / (cut_s - begins)
-    at, cpu_s = np.array(samples).T
+    at, cpu_s, memory_mb = np.array(samples).T
+    early = at <= np.sort(clocks["ended_s"])[-(-len(clocks["ended_s"]) // 20) - 1]
     all_cpu_s = np.interp(ends[-1], at, cpu_s) - np.interp(ends[0], at, cpu_s)
     return PipelineFigures(
         efficiency=float(bare_s.sum() / job_s),
@@ -239,15 +267,17 @@ def figures_of(
         num_steady=num,
         batch_size=batch_size,
         model=model,
+        early_memory_mb=float(memory_mb[early].max(initial=memory_mb[0])),
+        peak_memory_mb=float(memory_mb.max()),
         decode_workers=decode_workers,
     )
 
 
 class _Watch:
-    """Samples the CPU of this process and all below it twice a second while the block runs."""
+    """Samples this process and all below it twice a second while the block runs."""
 
     def __init__(self) -> None:
-        self.samples: list[tuple[float, float]] = []
+        self.samples: list[Sample] = []
         self._seen: dict[tuple[int, int], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -262,8 +292,10 @@ class _Watch:
 
     def _run(self) -> None:
         while True:
-            self._seen.update(tree_cpu_s(os.getpid()))  # those that have ended keep their last value
-            self.samples.append((time.time(), sum(self._seen.values())))
+            now = tree_cpu_s(os.getpid())
+            self._seen.update(now)  # those that have ended keep their last value
+            memory_mb = _own_memory_mb(pid for pid, _ in now) + _shared_memory_mb()
+            self.samples.append(Sample(time.time(), sum(self._seen.values()), memory_mb))
             if self._stop.wait(0.5):
                 return
 
@@ -287,3 +319,20 @@ def tree_cpu_s(root: int) -> dict[tuple[int, int], float]:
             found[(pid, stats[pid][1])] = stats[pid][2]
             below += [child for child, (parent, _, _) in stats.items() if parent == pid]
     return found
+
+
+def _own_memory_mb(pids: Iterable[int]) -> float:
+    """Resident memory that processes share with no file and nobody else's memory, from /proc."""
+    pages = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/statm", encoding="ascii") as stream:
+                _, resident, shared = stream.read().split()[:3]
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+        pages += int(resident) - int(shared)
+    return pages * PAGE_MB
+
+
+def _shared_memory_mb() -> float:
+    return shutil.disk_usage(OBJECTS).used / 1e6 if os.path.isdir(OBJECTS) else 0.0

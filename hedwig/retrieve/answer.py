@@ -80,6 +80,7 @@ def predictions_of(
                 cell_lon=tuple(retriever.cell_lon[cells].tolist()),
                 entropy_bits=entropy[b],
                 posterior=None if posterior_above is None else _posterior(found, b, posterior_above),
+                cell_id=int(found.cell[b]),
             )
         )
     return predictions

@@ -70,6 +70,8 @@ class Prediction:
         entropy_bits: of the posterior over all cells; None where it was not computed.
         frames: what the model saw, in its order; empty for an embedding.
         posterior: of all cells that matter; None unless asked for.
+        cell_id: the geocell that the answer comes from, that of its best neighbour; often, not always, the first of
+            `cell_ids`. None in predictions written before it was told.
     """
 
     pano_id: str
@@ -92,6 +94,7 @@ class Prediction:
     entropy_bits: float | None = None
     frames: tuple[Frame, ...] = ()
     posterior: Posterior | None = None
+    cell_id: int | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Prediction:
@@ -122,6 +125,8 @@ class Prediction:
             "cell_ids": list(self.cell_ids),
             "cell_probs": list(self.cell_probs),
         }
+        if self.cell_id is not None:
+            answer["cell_id"] = self.cell_id
         if self.radius_50_km is not None:
             answer["radius_50_km"] = self.radius_50_km
         if not self.localisable:

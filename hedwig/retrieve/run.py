@@ -292,7 +292,7 @@ class Hedwig:
     def explain(
         self, queries: Sequence[Query], embedded: Mapping[str, NDArray[Any]], predictions: Sequence[Prediction]
     ) -> list[Prediction]:
-        """The predictions with a weight for every frame: how far this frame alone leads to the most probable cell.
+        """The predictions with a weight for every frame: how far this frame alone leads to the answer's cell.
 
         Each frame is encoded on its own, which takes as long as the answer did (measured: 0.96 times), and the
         geolocator is asked with it in place of the panorama; leaving out one after another of 8 takes 7.7 times.
@@ -307,7 +307,8 @@ class Hedwig:
             if "frame_embeddings" in embedded:
                 alone["frame_embeddings"] = np.tile(each, (1, len(each)))
             log_probs = log_softmax(self._encoded(alone)[1].astype(np.float64))
-            explained.append(query.seen(prediction, log_probs[:, prediction.cell_ids[0]]))
+            cell = prediction.cell_ids[0] if prediction.cell_id is None else prediction.cell_id
+            explained.append(query.seen(prediction, log_probs[:, cell]))
         return explained
 
     def neighbours(

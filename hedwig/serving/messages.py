@@ -165,6 +165,7 @@ LOCATED: dict[str, Any] = {
     "pano_id": "5f2b7c0e9a4d4c1fb0c2f1a7d9e8b3c4",
     "lat": 60.3913,
     "lon": 5.3221,
+    "cell_id": 412,
     "cell_ids": [412, 409],
     "cell_probs": [0.61, 0.17],
     "cell_lat": [60.41, 60.12],
@@ -210,6 +211,7 @@ class Located(BaseModel):
     pano_id: str
     lat: float | None = Field(description="degrees north, WGS 84")
     lon: float | None = Field(description="degrees east, WGS 84")
+    cell_id: int | None = Field(default=None, description="the geocell that the answer comes from")
     cell_ids: list[int] = Field(description="geocells, the likeliest first")
     cell_probs: list[float | None] = Field(description="calibrated probability of each of `cell_ids`")
     cell_lat: list[float | None] = Field(default=[], description="centroids of `cell_ids`")
@@ -365,6 +367,7 @@ class InfoAnswer(BaseModel):
         dim=768,
         digests={"index": "9f86d081…", "geolocator": "60303ae2…"},
         versions={"faiss": "1.15.1", "torch": "2.12.0"},
+        layout={"encoder": "together", "shards": 1},
         publication={"state": "current", "published": "versions/0002@2026-11-23T05:20:00Z", "reason": None},
         limits={"max_body_bytes": 26_214_400},
         **_MADE_BY,
@@ -379,6 +382,9 @@ class InfoAnswer(BaseModel):
     digests: dict[str, str] = Field(default={}, description="sha256 of the manifest of each artefact")
     version: str
     versions: dict[str, str] = Field(default={}, description="of the packages that compute")
+    layout: dict[str, str | int] | None = Field(
+        default=None, description="whether the encoder is in the replicas that answer, and pieces of the index"
+    )
     publication: dict[str, str | None] | None = Field(
         default=None,
         description="what is published, and whether this replica serves it: current, loading, failed (what was served "

@@ -62,9 +62,11 @@ class LocateReplica:
         num_decoders: int | None = None,
     ) -> None:
         others = _Others(limits, encoder, encoder_batch, shards) if encoder is not None or shards else None
+        layout = {"encoder": "together" if encoder is None else "apart", "shards": max(1, len(shards))}
 
         def opened() -> Release:
-            return open_release(run, load or (lambda folder: _load(folder, device, num_threads_torch, others)))
+            found = open_release(run, load or (lambda folder: _load(folder, device, num_threads_torch, others)))
+            return replace(found, info={**found.info, "layout": layout})
 
         served = pointer_token(run)  # before it is loaded: what is published meanwhile is seen as new
         # The whole replica is built before Serve sends it anything, so it is never ready without its index.
