@@ -68,9 +68,10 @@ def test_a_value_that_ray_refuses_is_refused():
 
 
 def test_replicas_grow_between_bounds():
-    scaling = build("/runs/x", num_replicas=2, max_replicas=6, max_ongoing_requests=8, keys=None)
+    scaling = build("/runs/x", num_replicas=2, max_replicas=6, max_ongoing_requests=8, downscale_delay_s=60, keys=None)
     config = scaling._bound_deployment._deployment_config.autoscaling_config
     assert (config.min_replicas, config.max_replicas, config.target_ongoing_requests) == (2, 6, 4.0)
+    assert (config.upscale_delay_s, config.downscale_delay_s) == (10, 60)
     fixed = build("/runs/x", num_replicas=2, max_replicas=2, keys=None)._bound_deployment._deployment_config
     assert (fixed.num_replicas, fixed.autoscaling_config) == (2, None)
     with pytest.raises(ValueError, match="max_replicas is 1"):

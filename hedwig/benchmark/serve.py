@@ -76,6 +76,7 @@ class ServeFigures:
     num_requests: int
     proxy: str
     batch: int
+    batch_connections: int
     connections: int
     num_vectors: int
     num_cells: int
@@ -94,9 +95,9 @@ class ServeFigures:
                 f"  single searches    {self.neighbours_qps:,.0f} a second, {self.ratio_to_ping:.2f} of the empty ping "
                 f"({self.ping_qps:,.0f}), {self.ratio_to_bare:.2f} without FastAPI, {self.ratio_to_carried:.2f} with "
                 "the body",
-                f"  batches of {self.batch:<7} {self.batch_rows_per_s:,.0f} rows a second, "
-                f"{self.ratio_to_in_process:.2f} of the same in process ({self.in_process_rows_per_s:,.0f}), "
-                f"{self.batch_ratio_to_carried:.2f} of reading the same bodies",
+                f"  batches of {self.batch:<7} {self.batch_rows_per_s:,.0f} rows a second over "
+                f"{self.batch_connections} connections, {self.ratio_to_in_process:.2f} of the same in process "
+                f"({self.in_process_rows_per_s:,.0f}), {self.batch_ratio_to_carried:.2f} of reading the same bodies",
                 f"  at {self.load:.0%} load        p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, "
                 f"{self.p99_to_p50:.1f} times as much",
             ]
@@ -114,6 +115,7 @@ def measure_serving(
     dim: int = 768,
     batch: int = 256,
     connections: int = 8,
+    batch_connections: int = 2,
     num_rounds: int = 5,
     num_requests: int = 400,
     load: float = 0.7,
@@ -131,6 +133,7 @@ def measure_serving(
         dim: D.
         batch: Rows of one request to the batch endpoint.
         connections: At once.
+        batch_connections: Likewise, of the batch endpoint.
         num_rounds: In each of them everybody has a turn.
         num_requests: Of every turn with single searches and pings.
         load: Share of the reached rate at which latency is measured.
@@ -148,8 +151,8 @@ def measure_serving(
             here = load_index(scratch)
             return asyncio.run(
                 _measured(
-                    url, world, here, proxy=proxy, batch=batch, connections=connections, num_rounds=num_rounds,
-                    num_requests=num_requests, load=load,
+                    url, world, here, proxy=proxy, batch=batch, connections=connections,
+                    batch_connections=batch_connections, num_rounds=num_rounds, num_requests=num_requests, load=load,
                 )
             )  # fmt: skip
         finally:
@@ -240,6 +243,7 @@ async def _measured(
     proxy: str,
     batch: int,
     connections: int,
+    batch_connections: int,
     num_rounds: int,
     num_requests: int,
     load: float,
@@ -255,7 +259,7 @@ async def _measured(
     failed = total = 0
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     num_batches = max(2, num_requests // 50)
-    async with _Connections(url, connections) as pool:
+    async with _Connections(url, max(connections, batch_connections)) as pool:
         for _ in range(2):
             await pool.flood(ping + bare + carried + single, _WARM_UP)
             await pool.flood(many + carried_many, 4)
@@ -266,7 +270,8 @@ async def _measured(
                 ("carried batch", carried_many, num_batches),
             ]  # fmt: skip
             for name, requests, count in turns[:: 1 if number % 2 else -1]:
-                taken, bad = await pool.flood(requests, count, most=2 if name.endswith("batch") else None)
+                most = batch_connections if name.endswith("batch") else connections
+                taken, bad = await pool.flood(requests, count, most=most)
                 seconds[name].append(taken / count)
                 failed, total = failed + bad, total + count
             began = time.perf_counter()
@@ -274,7 +279,7 @@ async def _measured(
                 here.neighbours({"image_embedding": batches[n % len(batches)]}, _TOP_K)
             seconds["here"].append((time.perf_counter() - began) / num_batches)
         rate = 1.0 / statistics.median(seconds["single"])
-        latencies, bad = await pool.paced(single, load * rate, num_requests * num_rounds)
+        latencies, bad = await pool.paced(single, load * rate, num_requests * num_rounds, most=connections)
     p50, p99 = (1000 * float(np.percentile(latencies, q)) for q in (50, 99))
     return ServeFigures(
         ping_qps=1.0 / statistics.median(seconds["ping"]),
@@ -294,6 +299,7 @@ async def _measured(
         num_requests=total + len(latencies),
         proxy=proxy,
         batch=batch,
+        batch_connections=batch_connections,
         connections=connections,
         num_vectors=len(world.vectors),
         num_cells=len(world.starts) - 1,
@@ -327,8 +333,8 @@ class _Connections:
         for _reader, writer in self._open:
             writer.close()
 
-    async def flood(self, requests: Sequence[bytes], num: int, *, most: int | None = None) -> tuple[float, int]:
-        """Send `num` requests as fast as they are answered; the seconds, and how many failed."""
+    async def flood(self, requests: Sequence[bytes], num: int, *, most: int = 4) -> tuple[float, int]:
+        """Send `num` requests as fast as they are answered, `most` at once; the seconds, and how many failed."""
         numbers = iter(range(num))
 
         async def one(which: int) -> int:
@@ -338,10 +344,10 @@ class _Connections:
             return bad
 
         began = time.perf_counter()
-        bad = sum(await asyncio.gather(*(one(which) for which in range(min(self._num, most or self._num)))))
+        bad = sum(await asyncio.gather(*(one(which) for which in range(min(self._num, most)))))
         return time.perf_counter() - began, bad
 
-    async def paced(self, requests: Sequence[bytes], rate: float, num: int) -> tuple[list[float], int]:
+    async def paced(self, requests: Sequence[bytes], rate: float, num: int, *, most: int) -> tuple[list[float], int]:
         """Send `num` requests at `rate` a second; seconds from when each was due, and how many failed."""
         numbers = iter(range(num))
         latencies: list[float] = []
@@ -356,7 +362,7 @@ class _Connections:
                 latencies.append(time.perf_counter() - due)
             return bad
 
-        return latencies, sum(await asyncio.gather(*(one(which) for which in range(self._num))))
+        return latencies, sum(await asyncio.gather(*(one(which) for which in range(min(self._num, most)))))
 
     async def _ask(self, which: int, request: bytes) -> int:
         """The status of the answer; 0 when the connection was lost, which is opened again."""

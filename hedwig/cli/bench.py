@@ -64,6 +64,7 @@ def train(
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of all workers; default: the cores.")] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs on Ray Train.")] = 3,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows a step, all workers together.")] = 256,
+    address: Annotated[str | None, typer.Option("--address", help="A running Ray; default: a local one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the head on synthetic embeddings: seconds an epoch, beside a bare PyTorch loop over the same rows.
@@ -77,7 +78,7 @@ def train(
     from hedwig.training import train_geolocator
 
     cores = max(workers, threads or len(os.sched_getaffinity(0)))
-    with ray_running(ClusterConfig(num_cpus=max(4, cores))):
+    with ray_running(ClusterConfig(address=address, num_cpus=None if address else max(4, cores))):
         figures = measure_training(
             train_geolocator,
             num_rows=rows,
@@ -189,6 +190,7 @@ def serve(
     dim: Annotated[int, typer.Option("--dim", min=8, help="Of an embedding.")] = 768,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Rows of a batch request.")] = 256,
     connections: Annotated[int, typer.Option("--connections", min=1, help="At once.")] = 8,
+    batch_connections: Annotated[int, typer.Option("--batch-connections", min=1, help="Of the batch endpoint.")] = 2,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of everybody.")] = 5,
     requests: Annotated[int, typer.Option("--requests", min=50, help="Single requests of every turn.")] = 400,
     proxy: Annotated[
@@ -209,7 +211,8 @@ def serve(
     start_ray(proxy=proxy, num_cpus=2)
     figures = measure_serving(
         start, lambda: stop(ray_too=True), proxy=proxy, port=port, num_vectors=vectors, num_cells=cells, dim=dim,
-        batch=batch, connections=connections, num_rounds=rounds, num_requests=requests,
+        batch=batch, connections=connections, batch_connections=batch_connections, num_rounds=rounds,
+        num_requests=requests,
     )  # fmt: skip
     show(figures.to_dict(), figures.text())
 

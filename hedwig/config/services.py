@@ -22,6 +22,10 @@ class ServeConfig(Section):
     port: int = Field(default=8000, ge=1, le=65535)
     num_replicas: int = Field(default=1, ge=1)
     max_replicas: int | None = Field(default=None, ge=1, description="most replicas; default: no autoscaling")
+    upscale_delay_s: float = Field(default=10.0, ge=0, description="how long replicas are too busy before one comes")
+    downscale_delay_s: float = Field(
+        default=600.0, ge=0, description="how long they have too little to do before one goes; it took long to load"
+    )
     proxy: Literal["python", "haproxy"] = Field(
         default="python", description="haproxy: faster, repeats what a lost replica took with it; loopback only"
     )

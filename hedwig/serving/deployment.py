@@ -54,6 +54,8 @@ def build(
     *,
     num_replicas: int = 1,
     max_replicas: int | None = None,
+    upscale_delay_s: float = 10.0,
+    downscale_delay_s: float = 600.0,
     max_ongoing_requests: int = 8,
     max_queued_requests: int = 64,
     request_timeout_s: float = 30.0,
@@ -73,7 +75,9 @@ def build(
         run: Run folder; on object storage or a shared disk when there are several nodes.
         num_replicas: Processes, each with its own model and index.
         max_replicas: Grow to so many while the replicas have more than half their bodies in hand, and shrink again
-            after ten minutes without need; None keeps to `num_replicas`.
+            when they have less; None keeps to `num_replicas`.
+        upscale_delay_s: How long they have more before one is added.
+        downscale_delay_s: How long they have less before one is taken away, which takes long to load.
         max_ongoing_requests: Bodies that one replica holds at once.
         max_queued_requests: Requests that may wait for that, per replica; one more is answered 503.
         request_timeout_s: For waiting plus locating.
@@ -114,7 +118,7 @@ def build(
     )
     deployment = serve.deployment(
         name="locate",
-        **_number(num_replicas, max_replicas, max_ongoing_requests),
+        **_number(num_replicas, max_replicas, max_ongoing_requests, upscale_delay_s, downscale_delay_s),
         max_ongoing_requests=max_ongoing_requests + max_queued_requests + _NUM_PROBES,
         max_queued_requests=max_queued_requests + _NUM_PROBES,
         backpressure_config={"status_code": 503, "retry_after_s": limits.retry_after_s},
@@ -149,7 +153,9 @@ def _split(more: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
     return layout, {name: value for name, value in more.items() if name not in ours}
 
 
-def _number(least: int, most: int | None, max_ongoing_requests: int) -> dict[str, Any]:
+def _number(
+    least: int, most: int | None, max_ongoing_requests: int, upscale_delay_s: float, downscale_delay_s: float
+) -> dict[str, Any]:
     """How many replicas, as `serve.deployment` takes it."""
     if most is None or most == least:
         return {"num_replicas": least}
@@ -159,8 +165,8 @@ def _number(least: int, most: int | None, max_ongoing_requests: int) -> dict[str
             "max_replicas": most,
             # Serve counts what waits in the gate too: below this nobody waits long, above it somebody soon will.
             "target_ongoing_requests": max(1.0, max_ongoing_requests / 2),
-            "upscale_delay_s": 10.0,
-            "downscale_delay_s": 600.0,  # a replica takes long to load
+            "upscale_delay_s": upscale_delay_s,
+            "downscale_delay_s": downscale_delay_s,
         }
     }
 
