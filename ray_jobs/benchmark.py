@@ -1,4 +1,4 @@
-"""Measure this cluster: slicing, storage of vectors, search, training, and the embedding job, each beside its reference.
+"""Measure this cluster: slicing, storage, search, training and the embedding job, each beside its reference.
 
 ray job submit -- python ray_jobs/benchmark.py                              # all, with their own sizes
 ray job submit -- python ray_jobs/benchmark.py pipeline --model viclip-l14 --device cuda --gpus 1

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hedwig.models.shapes import shapes_only
 from hedwig.models.weights import load_strict, read_state_dict
 
 __all__ = ["Geolocator", "GeolocatorConfig"]
@@ -154,7 +155,7 @@ class Geolocator(nn.Module):
             config = GeolocatorConfig(**json.loads(card.read_text(encoding="utf-8"))["config"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(card)!r} does not describe a geolocator: {error}") from error
-        with torch.device("meta"):
+        with shapes_only():
             model = cls(config)
         load_strict(model, read_state_dict(folder / "model.safetensors"), origin=str(folder / "model.safetensors"))
         return model.to(device).eval()

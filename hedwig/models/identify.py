@@ -15,7 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -23,6 +22,7 @@ from hedwig.models.catalogue import CATALOGUE
 from hedwig.models.clip import NOT_WEIGHTS, known_quick_gelu, open_clip_card
 from hedwig.models.fetched import file_sha256
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
+from hedwig.models.shapes import shapes_only
 from hedwig.models.viclip import B16, L14, TINY, ViCLIP, load_viclip
 from hedwig.models.weights import read_state_dict, weights_digest, weights_file
 
@@ -175,7 +175,7 @@ def _viclip(shapes: Shapes, file: Path, wanted: str | None) -> tuple[str, dict[s
         name = sizes.get((proj[0], proj[1], conv[4]), wanted)
     if name is not None and name in VICLIPS:
         config = VICLIPS[name]
-        with torch.device("meta"):
+        with shapes_only():
             module = ViCLIP(config)
         dims = {"image_dim": config.embed_dim, "num_frames": config.num_frames, "context": config.context_length}
         return name, dims, module, ""
@@ -184,7 +184,7 @@ def _viclip(shapes: Shapes, file: Path, wanted: str | None) -> tuple[str, dict[s
     except ValueError as error:
         return "viclip", {}, None, str(error)
     dims = {"image_dim": config.embed_dim, "num_frames": config.num_frames, "context": config.context_length}
-    with torch.device("meta"):
+    with shapes_only():
         return "viclip", dims, ViCLIP(config), ""
 
 
@@ -196,7 +196,7 @@ def _open_clip(shapes: Shapes, file: Path, from_openai: bool) -> tuple[str, dict
     name = OPEN_CLIPS.get((conv[0], conv[-1], positions[0]))
     if name is None:
         return "open_clip", dims, None, ""
-    with torch.device("meta"):
+    with shapes_only():
         module: nn.Module = open_clip.CLIP(**open_clip.get_model_config(name))
     quick_gelu = known_quick_gelu(name, NOT_WEIGHTS if from_openai else (), open_clip_card(file))
     suffix = {True: "-quickgelu", False: "", None: ACTIVATION_UNKNOWN}[quick_gelu]
@@ -213,7 +213,7 @@ def _geolocator(shapes: Shapes, file: Path) -> tuple[str, dict[str, int], nn.Mod
         config = GeolocatorConfig(**json.loads(card.read_text(encoding="utf-8"))["config"])
     except (KeyError, TypeError, ValueError) as error:
         return "geolocator", dims, None, f"its model.json does not describe a geolocator: {error}"
-    with torch.device("meta"):
+    with shapes_only():
         return "geolocator", dims, Geolocator(config), ""
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hedwig.models.shapes import shapes_only
 from hedwig.models.weights import build_loaded, read_state_dict, weights_file
 
 __all__ = ["ImageTower", "TimmTower", "load_timm", "random_timm", "timm_sizes"]
@@ -147,7 +148,7 @@ def timm_sizes(name: str, weights: str | Path | None = None) -> tuple[int, int]:
     """(frame side in px, dimension of the features) of a timm network, without its weights."""
     if weights is not None:
         name = _tagged(name, weights_file(weights))
-    with torch.device("meta"):
+    with shapes_only():
         tower = _timm_tower(name, _build_timm(name))
     return tower.frame_px, tower.image_dim
 

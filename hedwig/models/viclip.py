@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hedwig.models.shapes import shapes_only
 from hedwig.models.text import count_tokens, tokenise
 from hedwig.models.transformer import Transformer
 from hedwig.models.weights import load_strict, read_card, read_metadata, read_state_dict, unwrap, weights_file
@@ -268,7 +269,7 @@ def load_viclip(
         origin, state = str(file), read_state_dict(file, sha256)
         recorded = _recorded_config(file)
     config = recorded or _config_of_shapes(state, origin)
-    with torch.device("meta"):
+    with shapes_only():
         model = ViCLIP(config)
     load_strict(model, state, origin=origin)
     return model.to(device).eval()
@@ -331,22 +332,22 @@ def random_viclip(config: ViCLIPConfig, seed: int) -> ViCLIP:
     Linear layers as in OpenAI's CLIP (residual branches scaled by (2·layers)^-½); class, positional and temporal
     embeddings and both projections with standard deviation width^-½.
     """
-    with torch.device("meta"):
+    with shapes_only():
         model = ViCLIP(config)
-    model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key == "temp":
-                parameter.fill_(0.01)
-            elif ".ln_" in key or key.endswith("bias"):
-                parameter.fill_(1.0 if key.endswith("weight") else 0.0)
-            else:
-                parameter.normal_(0.0, _initial_std(key, parameter, config), generator=generator)
+    state = {key: torch.empty(parameter.shape) for key, parameter in model.named_parameters()}
+    for key, value in state.items():
+        if key == "temp":
+            value.fill_(0.01)
+        elif ".ln_" in key or key.endswith("bias"):
+            value.fill_(1.0 if key.endswith("weight") else 0.0)
+        else:
+            value.normal_(0.0, _initial_std(key, value, config), generator=generator)
+    load_strict(model, state, origin="random weights")
     return model.eval()
 
 
-def _initial_std(key: str, parameter: Tensor, config: ViCLIPConfig) -> float:
+def _initial_std(key: str, value: Tensor, config: ViCLIPConfig) -> float:
     vision = key.startswith("vision_encoder")
     width = config.vision_width if vision else config.text_width
     layers = config.vision_layers if vision else config.text_layers
@@ -359,5 +360,5 @@ def _initial_std(key: str, parameter: Tensor, config: ViCLIPConfig) -> float:
     if key == "text_encoder.positional_embedding":
         return 0.01
     if key.endswith("conv1.weight"):
-        return float((3 * parameter[0].numel()) ** -0.5)  # as wide as torch's default for a convolution
+        return float((3 * value[0].numel()) ** -0.5)  # as wide as torch's default for a convolution
     return float(width**-0.5)

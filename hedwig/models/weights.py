@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hedwig.models.fetched import SOURCE, file_sha256
+from hedwig.models.shapes import shapes_only
 
 __all__ = [
     "build_loaded",
@@ -200,7 +201,7 @@ def build_loaded(
     Raises:
         ValueError: a key is missing, unexpected or of another shape.
     """
-    with torch.device("meta"):
+    with shapes_only():
         module = build()
     load_strict(module, state, origin=origin)
     if complete is not None:

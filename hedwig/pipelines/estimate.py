@@ -213,15 +213,14 @@ def _load(x: Experiment, device: str) -> Any:
 
 def _flop_per_clip(x: Experiment) -> float:
     """Work of one panorama's frames; a ViCLIP is counted without its weights."""
-    import torch
-
     from hedwig.benchmark.embed import flop_per_clip
+    from hedwig.models.shapes import shapes_only
     from hedwig.models.spec import CONFIGS
     from hedwig.models.viclip import ViCLIP
 
     spec = sizes_of(x.encoder)
     if x.encoder.name.startswith("viclip-"):
-        with torch.device("meta"):
+        with shapes_only():
             module: Any = ViCLIP(CONFIGS[x.encoder.name])
         num_frames = spec.num_frames if x.encoder.temporal == "select" else x.slicing.num_frames
     else:
