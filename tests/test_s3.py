@@ -141,8 +141,8 @@ def test_the_job_gives_the_same_bytes_through_faults_and_kills(tmp_path, endpoin
 
 
 def test_a_listing_is_embedded_from_the_store_into_the_store(bucket):
-    lines = [f"p{i:03d},{i},{i},{bucket}/images/{i:03d}.jpg" for i in range(6)] + [f"gone,1,2,{bucket}/images/none.jpg"]
-    text = "pano_id,lat,lon,image_uri\n" + "\n".join(lines) + "\n"
+    lines = [f"p{i:03d},{1 + i},{1 + i},{bucket}/images/{i:03d}.jpg" for i in range(6)]
+    text = "\n".join(["pano_id,lat,lon,image_uri", *lines, f"gone,1,2,{bucket}/images/none.jpg", ""])
     storage.write_bytes(f"{bucket}/listings/some.csv", text.encode())
     command = [
         sys.executable, "-c", "from hedwig.cli import main; main()", "embed", f"{bucket}/listings/some.csv",
