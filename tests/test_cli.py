@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -111,6 +112,13 @@ def test_embed_a_listing_accounts_for_every_row_and_resumes(images, tmp_path):
     again = hedwig("embed", listing, "--model", "viclip-tiny", "--out", out)
     assert again.returncode == 0
     assert "5 of 9 panoramas, 4 rejected" in again.stdout
+
+    shutil.copy(images / "3.jpg", images / "2.jpg")  # the listing does not show that
+    changed = hedwig("embed", listing, "--model", "viclip-tiny", "--out", out, "--check-images", "--json")
+    assert json.loads(changed.stdout)["num_reused"] == 4
+    found = read_vectors(storage.read_table(str(out)), "image_embedding")
+    np.testing.assert_array_equal(found[[0, 1, 3, 4]], vectors[[0, 1, 3, 4]])
+    np.testing.assert_allclose(found[2], vectors[3], atol=1e-5)
 
 
 def test_embed_names_a_misspelt_model(tmp_path, images):

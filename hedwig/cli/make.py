@@ -40,6 +40,12 @@ STAGE_COMMANDS = {
 }
 
 
+CheckImages = Annotated[
+    bool, typer.Option("--check-images", help="Look for images that changed since, by size and time.")
+]
+Rehash = Annotated[bool, typer.Option("--rehash", help="Look for images that changed since, by reading all of them.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("run", rich_help_panel="Make")(run)
@@ -58,12 +64,8 @@ def run(
     last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage to run.")] = None,
     force: Force = False,
     dry_run: DryRun = False,
-    check_images: Annotated[
-        bool, typer.Option("--check-images", help="Look for images that changed since, by size and time.")
-    ] = False,
-    rehash: Annotated[
-        bool, typer.Option("--rehash", help="Look for images that changed since, by reading all of them.")
-    ] = False,
+    check_images: CheckImages = False,
+    rehash: Rehash = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -76,9 +78,12 @@ def run(
     from hedwig.config import load_experiment
 
     set_up(quiet=quiet, as_json=as_json)
-    look: Literal["stamps", "contents"] | None = "contents" if rehash else "stamps" if check_images else None
     x = load_experiment(experiment, overrides or ())
-    _run(x, first, last, force=force, dry_run=dry_run, check_images=look)
+    _run(x, first, last, force=force, dry_run=dry_run, check_images=_look(check_images, rehash))
+
+
+def _look(check_images: bool, rehash: bool) -> Literal["stamps", "contents"] | None:
+    return "contents" if rehash else "stamps" if check_images else None
 
 
 def _run(
@@ -158,10 +163,12 @@ def embed(
     out: Annotated[str, typer.Option("--out", help="Folder of the embedding table; local, s3:// or gs://")] = "",
     captions: Annotated[str, typer.Option("--captions", help="template or none")] = "template",
     layout: Annotated[str, typer.Option("--layout", help="panoramas, or bearings: one row per heading")] = "panoramas",
+    check_images: CheckImages = False,
+    rehash: Rehash = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Embed the panoramas of a listing into one table.
+    """Embed the panoramas of a listing into one table; what is there already is not embedded again.
 
     With --fusion max_sim or attention the table also holds frame_embeddings: the vector of every frame.
 
@@ -174,7 +181,7 @@ def embed(
 
     set_up(quiet=quiet, as_json=as_json)
     if listing.endswith((".yaml", ".yml")):
-        _run(load_experiment(listing, overrides or ()), "embed", "embed")
+        _run(load_experiment(listing, overrides or ()), "embed", "embed", check_images=_look(check_images, rehash))
         return
     if not out or not model:
         raise typer.BadParameter("a listing needs --model NAME and --out DIR")
@@ -197,9 +204,11 @@ def embed(
         override(settings, assignment)
     x = validate_experiment(settings, where="The command line")
     with Progress() as progress:
-        manifest = embed_listing(x, out, progress)
+        manifest = embed_listing(x, out, progress, check_images=_look(check_images, rehash))
     counts = f"{manifest.num_out} of {manifest.num_in} panoramas, {manifest.num_rejected} rejected"
-    result = {"output": out, "num_in": manifest.num_in, "num_out": manifest.num_out}
+    if reused := manifest.details.get("reused", 0):
+        counts += f", {reused} as before"
+    result = {"output": out, "num_in": manifest.num_in, "num_out": manifest.num_out, "num_reused": reused}
     show({**result, "num_rejected": manifest.num_rejected, "reasons": manifest.rejected_reasons}, f"{out}: {counts}")
 
 

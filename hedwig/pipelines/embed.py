@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,11 @@ _STAGES = ("panoramas", "caption", "embed")
 
 
 def embed_listing(
-    experiment: Experiment, out: str, progress: Callable[[str, int, int], None] | None = None
+    experiment: Experiment,
+    out: str,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    check_images: Literal["stamps", "contents"] | None = None,
 ) -> storage.Manifest:
     """Write the embedding table of the experiment's listing into `out`.
 
@@ -34,16 +39,18 @@ def embed_listing(
         experiment: its output is the work folder, inside `out`.
         out: folder of the table.
         progress: called with (stage, rows done, rows in all).
+        check_images: see `hedwig.pipelines.run.Run`.
 
     Returns:
         The manifest of `out`: rows of the listing in, rows of the table out, and every rejected row of any stage.
     """
     use_storage(experiment.storage.model_dump())
     check_encoders(experiment, _STAGES)
-    run = Run(experiment, progress=progress)
+    run = Run(experiment, progress=progress, check_images=check_images)
     with ray_running(experiment.cluster):
         made = [panoramas(run), captions(run), embeddings(run)]
-    config, inputs = made[-1].config, made[0].inputs
+    config = made[-1].config
+    inputs = {**made[0].inputs, "embeddings": storage.manifest_digest(run.folder("embed"))}
     there = storage.read_manifest(out)
     if there is not None and there.fingerprint == storage.fingerprint("embeddings", config, inputs):
         return there
