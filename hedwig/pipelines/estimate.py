@@ -170,7 +170,7 @@ def _probe(x: Experiment, uris: list[str]) -> tuple[list[int], list[float], floa
 def _rendered(width: int) -> list[bytes]:
     from hedwig.benchmark.preprocessing import synthetic_panoramas
 
-    return synthetic_panoramas(NUM_RENDERED, width=width)
+    return synthetic_panoramas(NUM_RENDERED, width=width, as_rendered=True)
 
 
 def _clips_per_s(x: Experiment, gpu: str | None, stated: float | None) -> tuple[float, str]:
