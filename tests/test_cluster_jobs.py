@@ -55,9 +55,9 @@ def run(*command, env=None, timeout=1800):
 
 
 def table(folder):
-    """The rows in one order, without where the images lie, which is in the run's own folder."""
+    """The rows in one order, without where the images lie and when they were written: each run has its own."""
     found = storage.read_table(str(folder)).sort_by("pano_id")
-    return found.drop_columns(["image_uri"]) if "image_uri" in found.column_names else found
+    return found.drop_columns([name for name in ("image_uri", "image_stamp") if name in found.column_names])
 
 
 def test_a_job_on_two_nodes_makes_what_a_local_run_makes(tmp_path, pytestconfig):
