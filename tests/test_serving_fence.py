@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hedwig.serving import deployment
 from hedwig.serving.deployment import start_ray
 from hedwig.serving.fence import fenced_haproxy, haproxy_binary
 
@@ -101,3 +102,14 @@ def test_the_environment_is_given_back_and_the_script_is_its_owners(monkeypatch)
 def test_haproxy_is_refused_where_it_cannot_be_fenced():
     with pytest.raises(ValueError, match=r"127\.0\.0\.1 only"):
         start_ray("0.0.0.0", "haproxy")
+
+
+def test_haproxy_is_taken_by_itself_where_it_can_be_fenced(monkeypatch):
+    monkeypatch.setattr(deployment, "haproxy_binary", lambda: "/there/haproxy")
+    assert deployment._chosen_haproxy("127.0.0.1", "auto") == "/there/haproxy"
+    assert deployment._chosen_haproxy("127.0.0.1", "python") is None
+    assert deployment._chosen_haproxy("0.0.0.0", "auto") is None
+    monkeypatch.setattr(deployment, "haproxy_binary", lambda: None)
+    assert deployment._chosen_haproxy("localhost", "auto") is None
+    with pytest.raises(ValueError, match="choose proxy: python"):
+        deployment._chosen_haproxy("127.0.0.1", "haproxy")

@@ -115,7 +115,7 @@ def measure_serving(
     dim: int = 768,
     batch: int = 256,
     connections: int = 8,
-    batch_connections: int = 2,
+    batch_connections: int = 3,
     num_rounds: int = 5,
     num_requests: int = 400,
     load: float = 0.7,
@@ -258,7 +258,7 @@ async def _measured(
     carried_many = [_request(url, "POST", _BARE, some.tobytes()) for some in batches]
     failed = total = 0
     seconds: defaultdict[str, list[float]] = defaultdict(list)
-    num_batches = max(2, num_requests // 50)
+    num_batches = max(4, num_requests // 10)  # long enough that the first and the last do not count
     async with _Connections(url, max(connections, batch_connections)) as pool:
         for _ in range(2):
             await pool.flood(ping + bare + carried + single, _WARM_UP)

@@ -101,8 +101,8 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; default: serve.port of the run.")] = None,
     num_replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Copies of encoder and index.")] = None,
     proxy: Annotated[
-        Literal["python", "haproxy"] | None,
-        typer.Option(help="haproxy: faster, repeats what a lost replica took with it; loopback only. Default: python."),
+        Literal["auto", "python", "haproxy"] | None,
+        typer.Option(help="haproxy: faster, repeats what a lost replica took with it; on loopback the default."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address other than loopback, without keys.")
@@ -145,7 +145,7 @@ def serve(
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
         cpus = needed(storage.resolve(run), settings, most=True)["CPU"]
-        start_ray(settings["host"], settings.get("proxy", "python"), num_cpus=cpus)
+        start_ray(settings["host"], settings.get("proxy", "auto"), num_cpus=cpus)
     with ray_running(ClusterConfig(address=address)):
         # Ray's own SIGTERM handler ends the process at once, and SIGINT is ignored in a shell's background.
         for number in (signal.SIGINT, signal.SIGTERM):

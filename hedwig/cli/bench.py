@@ -190,12 +190,12 @@ def serve(
     dim: Annotated[int, typer.Option("--dim", min=8, help="Of an embedding.")] = 768,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Rows of a batch request.")] = 256,
     connections: Annotated[int, typer.Option("--connections", min=1, help="At once.")] = 8,
-    batch_connections: Annotated[int, typer.Option("--batch-connections", min=1, help="Of the batch endpoint.")] = 2,
+    batch_connections: Annotated[int, typer.Option("--batch-connections", min=1, help="Of the batch endpoint.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of everybody.")] = 5,
     requests: Annotated[int, typer.Option("--requests", min=50, help="Single requests of every turn.")] = 400,
     proxy: Annotated[
         Literal["python", "haproxy"], typer.Option("--proxy", help="What stands in front; haproxy needs Linux.")
-    ] = "python",
+    ] = "haproxy",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of loopback.")] = 8017,
     as_json: Json = False,
 ) -> None:

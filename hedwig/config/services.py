@@ -26,8 +26,9 @@ class ServeConfig(Section):
     downscale_delay_s: float = Field(
         default=600.0, ge=0, description="how long they have too little to do before one goes; it took long to load"
     )
-    proxy: Literal["python", "haproxy"] = Field(
-        default="python", description="haproxy: faster, repeats what a lost replica took with it; loopback only"
+    proxy: Literal["auto", "python", "haproxy"] = Field(
+        default="auto",
+        description="haproxy: faster, repeats what a lost replica took with it; loopback only. auto: where it can be",
     )
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)

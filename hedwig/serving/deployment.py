@@ -4,9 +4,10 @@ One deployment unless `hedwig.serving.layout` says otherwise, because each hop c
 replica's gate, not in Serve's queue: so a refusal is our JSON with Retry-After, and Serve's own limits, set a little
 higher, leave room for the probes under full load. No `@serve.batch` in the replicas: on a CPU a batch takes as long as
 its images one after another, waiting for it costs latency, and an answer would depend on its neighbours in the batch in
-the last digits; an encoder apart, which is for a GPU, has it. The proxy is Serve's own unless HAProxy is asked for,
-which is put behind the fence of `hedwig.serving.fence`, on loopback and in a Ray that is started here; it repeats most
-of what a replica took with it when it died. Serve's own does not; `hedwig.Client` repeats everything, behind either.
+the last digits; an encoder apart, which is for a GPU, has it. On loopback and in a Ray that is started here the proxy
+is HAProxy behind the fence of `hedwig.serving.fence`, where Ray brings one, else Serve's own. HAProxy answers several
+times as many requests and repeats most of what a replica took with it when it died; Serve's own does not.
+`hedwig.Client` repeats everything, behind either.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 _APPLICATION = "hedwig"
 _NUM_PROBES = 8  # Serve slots that requests to be located cannot take
 
-Proxy = Literal["python", "haproxy"]
+Proxy = Literal["auto", "python", "haproxy"]
 
 
 def build(
@@ -198,7 +199,7 @@ def start(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
-    proxy: Proxy = "python",
+    proxy: Proxy = "auto",
     ready_timeout_s: float = 300.0,
     request_timeout_s: float = 30.0,
     **options: Any,
@@ -280,23 +281,19 @@ def stop(*, ray_too: bool = False) -> None:
         ray.shutdown()
 
 
-def start_ray(host: str = FENCED_HOST, proxy: Proxy = "python", *, num_cpus: float = 1.0) -> None:
+def start_ray(host: str = FENCED_HOST, proxy: Proxy = "auto", *, num_cpus: float = 1.0) -> None:
     """Start a local Ray for a service.
 
     Args:
         host: Where the service will listen.
-        proxy: "python" for Serve's own; "haproxy", fenced, which needs `host` 127.0.0.1.
+        proxy: "haproxy", fenced, which needs `host` 127.0.0.1; "python" for Serve's own; "auto" takes the first that
+            there is.
         num_cpus: Logical CPUs that are needed at least.
 
     Raises:
         ValueError: "haproxy", which is not there or cannot be fenced.
     """
-    binary = haproxy_binary() if proxy == "haproxy" and host in (FENCED_HOST, "localhost") else None
-    if proxy == "haproxy" and binary is None:
-        raise ValueError(
-            f"proxy is 'haproxy', host {host!r}: HAProxy is used on {FENCED_HOST} only, and where Ray brings it "
-            "(Linux, ray[serve]); choose proxy: python."
-        )
+    binary = _chosen_haproxy(host, proxy)
     ensure_token()
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs
     with fenced_haproxy(binary) if binary is not None else nullcontext():
@@ -308,6 +305,17 @@ def start_ray(host: str = FENCED_HOST, proxy: Proxy = "python", *, num_cpus: flo
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def _chosen_haproxy(host: str, proxy: Proxy) -> str | None:
+    """The path of the HAProxy to use; None for Serve's own proxy."""
+    binary = haproxy_binary() if proxy != "python" and host in (FENCED_HOST, "localhost") else None
+    if proxy == "haproxy" and binary is None:
+        raise ValueError(
+            f"proxy is 'haproxy', host {host!r}: HAProxy is used on {FENCED_HOST} only, and where Ray brings it "
+            "(Linux, ray[serve]); choose proxy: python."
+        )
+    return binary
 
 
 def needed(run: str, options: Mapping[str, Any], *, most: bool = False) -> dict[str, float]:
