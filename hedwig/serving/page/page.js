@@ -13,7 +13,7 @@ import { bytes, errorTitle, percent, sentence } from "./words.js";
 const limits = { max_body_bytes: 25 * 2 ** 20, max_batch: 16 };
 const map = new WorldMap();
 const viewer = new Viewer();
-let files = [], picture = null, asked = null, running = null, again = null, served = null;
+let files = [], picture = null, asked = null, running = null, again = null, served = null, shown = null;
 
 function become(state) {
   document.body.dataset.state = state;
@@ -50,6 +50,7 @@ async function loadCells(digest) {
   served = digest;
   map.drawCells(await api.cells());
   byId("map-words").hidden = true;
+  if (shown) tell(shown); // it came first, and named its cells by number
 }
 
 function sayMap(text) {
@@ -153,6 +154,7 @@ async function locate() {
 
 function clearAnswer() {
   clearInterval(again);
+  shown = null;
   for (const id of ["sentence", "second"]) byId(id).textContent = "";
   byId("error").replaceChildren();
   for (const id of ["numbers", "evidence", "scale"]) byId(id).hidden = true;
@@ -162,14 +164,20 @@ function clearAnswer() {
 
 function show(answer) {
   become("done");
-  const words = sentence(answer, map);
-  byId("sentence").textContent = words.first;
-  byId("second").textContent = words.second;
+  shown = answer;
   showPicture(answer.frames ?? []);
-  drawLists(answer, map);
+  tell(answer);
   map.show(answer);
   byId("scale").hidden = !(answer.cell_ids.length > 0);
   byId("scale-high").textContent = percent(map.most);
+}
+
+// The answer in words, in which cells and countries have names where the map knows them.
+function tell(answer) {
+  const words = sentence(answer, map);
+  byId("sentence").textContent = words.first;
+  byId("second").textContent = words.second;
+  drawLists(answer, map);
   byId("map").setAttribute("aria-label", `Map of the answer${words.first ? `: ${words.first}` : ""} Arrow keys move it, plus and minus zoom.`);
 }
 
@@ -249,6 +257,9 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => choose([...(event.clipboardData?.files ?? [])]));
 
 become("empty");
-const landDrawn = api.land().then((outlines) => map.drawLand(outlines)).catch((error) => sayMap(`${error.message} The map shows no outlines.`));
+const landDrawn = api.land().then((outlines) => {
+  map.drawLand(outlines);
+  if (shown) tell(shown);
+}).catch((error) => sayMap(`${error.message} The map shows no outlines.`));
 await Promise.allSettled([landDrawn, loadServed()]);
 document.body.dataset.loaded = "true";
