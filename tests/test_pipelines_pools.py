@@ -100,6 +100,17 @@ def test_one_pool_does_everything_unless_decoding_is_apart():
     assert layout.text() == "read -> embeddings [Cut, Use] (1 actor of 1 CPU, 0.5 GPU) -> write"
 
 
+def test_a_call_holds_whole_batches_of_a_block_where_images_are_fetched_ahead():
+    settings = EmbedConfig(batch_size=32, read_ahead=2)
+    (pool,) = lay_out("embeddings", steps(), SCHEMA, PANORAMAS, settings, 1000).pools
+    assert [pool.call_rows(rows) for rows in (256, 250, 31, 1)] == [256, 224, 32, 32]
+    framed = pa.schema([*SCHEMA, frames_field(2, 4)])
+    for schema, changed in ((SCHEMA, {"read_ahead": 0}), (framed, {})):
+        (pool,) = lay_out("x", steps(), schema, PANORAMAS, settings.model_copy(update=changed), 1000).pools
+        assert (pool.read_ahead, pool.call_rows(256)) == (0, 32)
+    assert all(pool.read_ahead == 0 for pool in lay_out("x", steps(), SCHEMA, PANORAMAS, apart(), 1000).pools)
+
+
 def test_apart_cpu_workers_cut_and_the_actors_with_gpus_only_embed():
     settings = apart(num_gpus=1.0, decode_workers=2, max_decode_workers=4, max_actors=2, num_cpus=0.5)
     first, last = (layout := lay_out("embeddings", steps(), SCHEMA, PANORAMAS, settings, 1000)).pools

@@ -1,13 +1,17 @@
 import os
+import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from test_pipelines_rows import Square, task, write_source
 
 from hedwig import storage
 from hedwig.pipelines.chain import Step
 from hedwig.pipelines.rows import map_rows
-from hedwig.pipelines.suspects import MAX_DEATHS, MAX_FRUITLESS_STARTS, Suspects
+from hedwig.pipelines.suspects import MAX_DEATHS, MAX_FRUITLESS_STARTS, GuardedChain, Suspects
 
 REASON = "killed its worker 2 times: the process ended while this row was alone in it"
 
@@ -49,6 +53,61 @@ def test_workers_that_die_without_finishing_anything_are_stopped():
     assert "13 workers died" in notes.start()
     notes.done(["a"])
     assert notes.start() is None
+
+
+class Here:
+    """The handle of an actor that is in this process."""
+
+    def __init__(self, notes):
+        self._notes = notes
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self._notes, name))
+
+
+BEGUN = {name: threading.Event() for name in "abcdefg"}
+
+
+class Fetch:
+    """Says which rows it was told of before their turn."""
+
+    reads, writes = ("pano_id",), ("seen",)
+
+    def __call__(self, batch):
+        return {**batch, "seen": np.array([float(BEGUN[name].is_set()) for name in batch["pano_id"]])}
+
+    def prefetch(self, batch):
+        for name in batch["pano_id"]:
+            BEGUN[name].set()
+
+
+class Wait:
+    """Does not go on before the next two batches of two were begun."""
+
+    reads, writes = ("pano_id",), ("y",)
+
+    def __call__(self, batch):
+        for name in "abcdefg":
+            if ord(name) <= ord(batch["pano_id"][-1]) + 4:
+                assert BEGUN[name].wait(30)
+        return {**batch, "y": np.zeros(len(batch["pano_id"]))}
+
+
+def test_the_next_batches_are_begun_while_one_is_worked_on_unless_a_worker_has_died_over_them(monkeypatch):
+    monkeypatch.setattr("ray.get", lambda value: value)
+    notes, schema = Suspects(), pa.schema([("pano_id", pa.string()), ("seen", pa.float64())])
+    table = pa.table({"pano_id": list("abcdefg")})
+    ahead = GuardedChain([Step(Fetch), Step(Wait)], schema, Here(notes), batch_size=2, read_ahead=2)
+    out = ahead(table)
+    assert out["pano_id"].to_pylist() == list("abcdefg")
+    assert out["seen"].to_pylist() == [1.0] * 7
+    assert not any(out["failure"].to_pylist())
+    for event in BEGUN.values():
+        event.clear()
+    notes.begin("another", ["c"])
+    careful = GuardedChain([Step(Fetch)], schema, Here(notes), batch_size=2, read_ahead=2)
+    assert careful(table)["seen"].to_pylist() == [0.0] * 7
+    assert not any(event.is_set() for event in BEGUN.values())
 
 
 class Deadly(Square):

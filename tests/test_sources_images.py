@@ -36,3 +36,30 @@ def test_members_of_tars_are_read_by_address_and_bad_ones_are_reasons(tmp_path):
     assert result["image_bytes"][0] == b"bytes"
     assert result["failure"][0] is None
     assert "none.jpg" in result["failure"][1]
+
+
+def test_what_was_begun_before_is_fetched_once_and_can_be_forgotten(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    fetched = []
+
+    class Counting(ImageReader):
+        def _fetch(self, row):
+            fetched.append(row[0])
+            return super()._fetch(row)
+
+    def batch(*names):
+        return {"image_uri": column(*(str(tmp_path / n) for n in names)), "bearing_uri": column(*[None] * len(names))}
+
+    reader = Counting(num_threads=1)
+    reader.prefetch(batch("a", "b", "a"))
+    reader.prefetch(batch("b", "c"))
+    assert reader(batch("a", "b"))["image_bytes"].tolist() == [b"a", b"b"]
+    reader({name: values[:0] for name, values in batch("a").items()})  # the one thread is through with all
+    (tmp_path / "c").write_bytes(b"changed")
+    assert reader(batch("c"))["image_bytes"].tolist() in ([b"c"], [b"changed"])
+    assert sorted(fetched) == sorted(str(tmp_path / n) for n in "abc")
+    reader.prefetch(batch("a"))
+    reader.prefetch(batch())
+    (tmp_path / "a").write_bytes(b"new")
+    assert reader(batch("a"))["image_bytes"].tolist() == [b"new"]

@@ -45,3 +45,17 @@ def test_the_stage_leaves_missing_images_to_the_reader(tmp_path):
     assert batch["image_stamp"][0].startswith("1:")
     assert batch["image_stamp"].tolist()[1:] == [None, None]
     assert "failure" not in batch
+
+
+def test_stamps_taken_before_are_those_that_are_told(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    rows = {"image_uri": np.array([str(tmp_path / "a")], dtype=object), "bearing_uri": np.full(1, None, dtype=object)}
+    stamper = ImageStamper()
+    stamper.prefetch(rows)
+    (tmp_path / "a").write_bytes(b"longer")
+    assert stamper(rows)["image_stamp"][0].startswith("1:")
+    assert stamper(rows)["image_stamp"][0].startswith("6:")
+    stamper.prefetch(rows)
+    stamper.prefetch({name: values[:0] for name, values in rows.items()})
+    (tmp_path / "a").write_bytes(b"short")
+    assert stamper(rows)["image_stamp"][0].startswith("5:")

@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 from hedwig.embed import Embedder
 from hedwig.panorama import PanoramaSlicer, Slicing
 from hedwig.schema import PANORAMAS
+from hedwig.sources import ImageReader
 from hedwig.storage import join, read_table, write_bytes, write_table
 
 __all__ = [
-    "PipelineFigures", "Sample", "StartClock", "TimedEmbedder", "TimedSlicer", "figures_of", "measure_pipeline",
-    "tree_cpu_s",
+    "LateReader", "PipelineFigures", "Sample", "StartClock", "TimedEmbedder", "TimedSlicer", "figures_of",
+    "measure_pipeline", "tree_cpu_s",
 ]  # fmt: skip
 
 Batch = dict[str, NDArray[Any]]
@@ -68,6 +69,23 @@ class StartClock:
         """(B,) float64 each, the same in all rows."""
         size = len(batch["pano_id"])
         return {**batch, "began_s": np.full(size, time.time()), "began_cpu_s": np.full(size, time.process_time())}
+
+
+class LateReader(ImageReader):
+    """An `ImageReader` of a storage that answers late.
+
+    Args:
+        latency_s: before an image is read.
+        **options: of `ImageReader`.
+    """
+
+    def __init__(self, *, latency_s: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self._latency_s = latency_s
+
+    def _fetch(self, row: Any) -> tuple[Any, str | None]:
+        time.sleep(self._latency_s)
+        return super()._fetch(row)
 
 
 class TimedSlicer:

@@ -127,6 +127,8 @@ def pipeline(
         Literal["actor", "apart"], typer.Option("--decode", help="In the actor, or in workers apart from it.")
     ] = "actor",
     decode_workers: Annotated[int, typer.Option("--decode-workers", min=1, help="Of --decode apart.")] = 1,
+    read_ahead: Annotated[int, typer.Option("--read-ahead", min=0, help="Batches fetched before their turn.")] = 2,
+    latency_ms: Annotated[float, typer.Option("--latency-ms", min=0.0, help="That every image comes late.")] = 0.0,
     address: Annotated[str | None, typer.Option("--address", help="A running Ray; default: a local one.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -139,7 +141,8 @@ def pipeline(
 
     figures = pipeline_figures(
         model, num_rows=rows, batch_size=batch, rows_per_block=block, num_threads=threads, num_gpus=gpus,
-        address=address, decode=decode, decode_workers=decode_workers, dtype=dtype, device=device,
+        address=address, decode=decode, decode_workers=decode_workers, read_ahead=read_ahead,
+        latency_s=latency_ms / 1000, dtype=dtype, device=device,
     )  # fmt: skip
     show(figures.to_dict(), figures.text())
 

@@ -248,6 +248,11 @@ class EmbedConfig(Section):
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs reserved by one actor")
     num_threads: int = Field(default=2, ge=1, description="decoding and torch threads of one actor")
     batch_size: int = Field(default=32, ge=1)
+    read_ahead: int = Field(
+        default=2,
+        ge=0,
+        description="batches whose images are fetched while one is embedded; 0: none",
+    )
     rows_per_block: int = Field(default=256, ge=1, description="unit of work, of progress and of what a crash repeats")
     batch_timeout_s: float | None = Field(
         default=None, gt=0, description="a batch, or a row tried alone, that takes longer ends its worker; None: never"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from hedwig.schema import check_columns
 from hedwig.vectors import is_vector, read_vectors, vector_array
 
-__all__ = ["Chain", "Step", "check_chain", "columns_to_batch", "frames_field"]
+__all__ = ["FRAMES_SHAPE", "Chain", "Step", "check_chain", "columns_to_batch", "frames_field"]
 
 Batch = dict[str, NDArray[Any]]
 FAILURE = "failure"
@@ -108,6 +109,7 @@ class Chain:
         self._schema = schema
         self._stages = [step.stage(**step.arguments) for step in steps]
         self._written = {name for step in steps for name in step.stage.writes}
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """(B,) rows in, (B,) rows out, in the same order."""
@@ -137,6 +139,18 @@ class Chain:
                 alive, batch = alive[keep], {name: column[keep] for name, column in batch.items()}
         self.spent["rejected"] = size - len(alive)
         return self._result(table, batch, alive, failures)
+
+    def prefetch(self, table: pa.Table) -> Future[None]:
+        """Let the stages that fetch begin, in their order, with what a later call will need; without rows: forget it.
+
+        It happens in a thread of its own. The call must wait for the end of it, which is not the end of the fetching.
+        """
+        return self._ahead.submit(self._prefetch, table)
+
+    def _prefetch(self, table: pa.Table) -> None:
+        for stage in self._stages:
+            if hasattr(stage, "prefetch") and set(stage.reads) <= set(table.column_names):
+                stage.prefetch(columns_to_batch(table, stage.reads))
 
     def rejected(self, table: pa.Table, reason: str) -> pa.Table:
         """What comes out when every row has failed for one reason, without trying any."""

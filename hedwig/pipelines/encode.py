@@ -67,7 +67,7 @@ def cutting_steps(run: Run, slicing: Slicing) -> list[Step]:
     embed = run.experiment.embed
     threads = embed.num_threads if embed.decode == "actor" else 1  # a worker apart has one CPU
     return [
-        Step(ImageReader, {"num_threads": max(4, threads)}),
+        Step(ImageReader),
         Step(PanoramaSlicer, {"slicing": slicing, "num_threads": threads}),
     ]
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from hedwig.config import EmbedConfig
-from hedwig.pipelines.chain import Step, frames_field
+from hedwig.pipelines.chain import FRAMES_SHAPE, Step, frames_field
 from hedwig.pipelines.suspects import DecodeChain, GuardedChain
 
 __all__ = ["Layout", "Pool", "lay_out", "split_steps", "watched_plan"]
@@ -40,7 +40,8 @@ class Pool:
         chain: what runs in an actor; Ray names its operator by it.
         steps: the stages.
         schema: what comes out, ``failure`` aside.
-        batch_size: rows of a call.
+        batch_size: rows that are worked on together.
+        read_ahead: batches whose images are fetched meanwhile.
         num_cpus: reserved by one actor.
         num_gpus: reserved by one actor; a fraction puts several on one GPU.
         least: actors that there always are.
@@ -56,6 +57,11 @@ class Pool:
     num_gpus: float
     least: int
     most: int
+    read_ahead: int = 0
+
+    def call_rows(self, block_rows: int) -> int:
+        """Rows of a call: whole batches, and where it reads ahead as many as a block has; then Ray joins no blocks."""
+        return self.batch_size * (max(1, block_rows // self.batch_size) if self.read_ahead else 1)
 
     @property
     def operator(self) -> str:
@@ -121,9 +127,11 @@ def lay_out(
         return min(least, top), top
 
     least, most = actors(settings.num_actors, settings.max_actors)
+    makes_frames = any(FRAMES_SHAPE in (field.metadata or {}) for field in schema)  # too large for a call of many
     last = Pool(
-        kind, GuardedChain, tuple(steps), schema, settings.batch_size, settings.num_cpus, settings.num_gpus, least, most
-    )
+        kind, GuardedChain, tuple(steps), schema, settings.batch_size, settings.num_cpus, settings.num_gpus, least,
+        most, 0 if makes_frames else settings.read_ahead,
+    )  # fmt: skip
     if settings.decode == "actor":
         return Layout((last,))
     decode, embed = split_steps(steps)

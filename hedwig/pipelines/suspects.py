@@ -17,6 +17,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +85,12 @@ class Suspects:
             f"(a crash in a library, or out of memory{hung})"
         )
 
+    def in_trouble(self, worker: str, ids: Sequence[str]) -> bool:
+        """Whether a worker has died over one of them."""
+        return any(
+            self._deaths[i] or self._in_company[i] or self._begun.get(i, (worker, False))[0] != worker for i in ids
+        )
+
     def done(self, ids: Sequence[str]) -> None:
         """They were worked on, and their worker is alive."""
         self._starts = 0
@@ -114,6 +121,9 @@ class GuardedChain:
         suspects: handle of the actor.
         timeout_s: the longest that a batch, or a row that is tried alone, may take; None for ever.
         make_report: makes, in the worker, what is called with the `Chain.spent` of each batch.
+        batch_size: rows that are worked on together; None for all that a call brings.
+        read_ahead: while one such batch is worked on, the images of so many of the next are being fetched. Where a
+            worker has died over one of the call's rows, none are: it would not be known which batch it died of.
     """
 
     def __init__(
@@ -123,8 +133,11 @@ class GuardedChain:
         suspects: Any,
         timeout_s: float | None = None,
         make_report: Callable[[], Callable[[Mapping[str, float]], None]] | None = None,
+        batch_size: int | None = None,
+        read_ahead: int = 0,
     ) -> None:
         self._suspects, self._timeout_s = suspects, timeout_s
+        self._batch_size, self._read_ahead = batch_size, read_ahead
         self._worker = f"{os.getpid()}-{uuid.uuid4().hex}"
         reason = self._ask("start")
         if reason is not None:
@@ -134,7 +147,21 @@ class GuardedChain:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """(B,) rows in, (B,) rows out, in the same order."""
-        return self._work(table)
+        size = self._batch_size or max(1, table.num_rows)
+        batches = [table.slice(first, size) for first in range(0, table.num_rows, size)]
+        if len(batches) < 2:
+            return self._work(table)
+        ahead, out = self._read_ahead, []
+        begun: list[Future[None]] = []
+        if ahead and self._ask("in_trouble", self._worker, table["pano_id"].to_pylist()):
+            ahead = 0
+        for number, batch in enumerate(batches):
+            if ahead:
+                begun += [self._chain.prefetch(later) for later in batches[len(begun) : number + 1 + ahead]]
+                wait([begun[number]])  # what went wrong there goes wrong again below, where it gets a reason
+            out.append(self._work(batch))
+        self._chain.prefetch(table.slice(0, 0))
+        return pa.concat_tables(out)
 
     def _work(self, table: pa.Table) -> pa.Table:
         """What a call does; Ray Data calls from a thread of its own and waits, so a call inside a call never ends."""

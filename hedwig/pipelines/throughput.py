@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hedwig.benchmark.pipeline import PipelineFigures, TimedSlicer, measure_pipeline
+from hedwig.benchmark.pipeline import LateReader, PipelineFigures, TimedSlicer, measure_pipeline
 from hedwig.benchmark.preprocessing import synthetic_panoramas
 from hedwig.config import ClusterConfig, EmbedConfig, EncoderConfig
 from hedwig.panorama import Slicing
@@ -16,7 +16,6 @@ from hedwig.pipelines.chain import Step
 from hedwig.pipelines.checks import sizes_of
 from hedwig.pipelines.cluster import ray_running
 from hedwig.pipelines.rows import RowsTask, map_rows
-from hedwig.sources import ImageReader
 
 __all__ = ["pipeline_figures"]
 
@@ -33,6 +32,8 @@ def pipeline_figures(
     num_images: int = 8,
     decode: Literal["actor", "apart"] = "actor",
     decode_workers: int = 1,
+    read_ahead: int = 2,
+    latency_s: float = 0.0,
     **options: Any,
 ) -> PipelineFigures:
     """Embed `num_rows` synthetic panoramas of 2048 x 1024 px on one actor and measure.
@@ -48,17 +49,19 @@ def pipeline_figures(
         num_images: different images among them.
         decode: in the actor, or in `decode_workers` apart from it.
         decode_workers: how many there are then; no more than blocks.
+        read_ahead: of `EmbedConfig`.
+        latency_s: that every image is late, as those of object storage are.
         **options: of the encoder, such as device and dtype.
     """
     slicing = Slicing(frame_px=sizes_of(EncoderConfig(name=model)).frame_px)
     pool = EmbedConfig(
         batch_size=batch_size, rows_per_block=rows_per_block, num_threads=num_threads, num_gpus=num_gpus,
-        decode=decode, decode_workers=decode_workers,
+        decode=decode, decode_workers=decode_workers, read_ahead=read_ahead,
     )  # fmt: skip
     apart = min(decode_workers, -(-num_rows // rows_per_block)) if decode == "apart" else 0
     cluster = ClusterConfig(address=address, num_cpus=None if address else max(4, os.cpu_count() or 1, apart + 3))
     stages: list[tuple[Any, dict[str, Any]]] = [
-        (ImageReader, {"num_threads": max(4, num_threads)}),
+        (LateReader, {"latency_s": latency_s}),
         (TimedSlicer, {"slicing": slicing, "num_threads": 1 if apart else num_threads}),
     ]
 

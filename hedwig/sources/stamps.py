@@ -31,12 +31,32 @@ class ImageStamper:
     reads = ("image_uri", "bearing_uri")
     writes = (STAMP,)
 
+    def __init__(self) -> None:
+        self._ahead: dict[str, list[str | None]] = {}
+
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The batch with its stamps."""
-        stamps = image_stamps(list(zip(batch["image_uri"].tolist(), batch["bearing_uri"].tolist(), strict=True)))
+        rows = _rows(batch)
+        ahead = self._ahead.pop(repr(rows), None)
+        stamps = image_stamps(rows) if ahead is None else ahead
         column = np.empty(len(stamps), dtype=object)
         column[:] = stamps
         return {**batch, STAMP: column}
+
+    def prefetch(self, batch: dict[str, NDArray[Any]]) -> None:
+        """Take the stamps of a batch that will be asked for next, with the same rows; of an empty one: forget them.
+
+        They are there when this returns, so what is read after it is read after they were taken.
+        """
+        rows = _rows(batch)
+        if rows:
+            self._ahead[repr(rows)] = image_stamps(rows)
+        else:
+            self._ahead.clear()
+
+
+def _rows(batch: dict[str, NDArray[Any]]) -> list[tuple[str, Any]]:
+    return list(zip(batch["image_uri"].tolist(), batch["bearing_uri"].tolist(), strict=True))
 
 
 def image_stamps(rows: Sequence[tuple[str, Sequence[str] | None]], *, list_folders: bool = False) -> list[str | None]:
