@@ -39,9 +39,7 @@ class ImageReader:
 
     def __call__(self, batch: Batch) -> Batch:
         """Add ``image_bytes``: (B,) object array of bytes, or of a list of bytes for a panorama in bearings."""
-        rows = _rows(batch)
-        begun = [self._ahead.pop(_key(row)) if _key(row) in self._ahead else self._begin(row) for row in rows]
-        results = [one.result() for one in begun]
+        results = [begun.result() for begun in [self._begun(row) for row in _rows(batch)]]
         images, failures = np.empty(len(results), dtype=object), np.empty(len(results), dtype=object)
         for i, (image, failure) in enumerate(results):
             images[i], failures[i] = image, failure
@@ -60,6 +58,10 @@ class ImageReader:
 
     def _begin(self, row: _Row) -> Future[_Result]:
         return self._pool.submit(self._fetch, row)
+
+    def _begun(self, row: _Row) -> Future[_Result]:
+        earlier = self._ahead.pop(_key(row), None)
+        return self._begin(row) if earlier is None else earlier
 
     def _fetch(self, row: _Row) -> _Result:
         uri, bearings = row
