@@ -60,7 +60,7 @@ def run_job(arguments: Sequence[str], stage: str | None = None) -> None:
         arguments: the experiment file, then ``key=value`` overrides.
         stage: the only stage to run; None for all.
     """
-    if not arguments:
+    if not arguments or arguments[0] in ("-h", "--help"):
         raise SystemExit("usage: EXPERIMENT [KEY=VALUE]...")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_experiment(load_experiment(arguments[0], ["cluster.address=auto", *arguments[1:]]), first=stage, last=stage)
