@@ -32,6 +32,10 @@ def test_figures_are_those_of_a_job_written_down_by_hand():
     assert (figures.early_memory_mb, figures.peak_memory_mb) == (900.0, 950.0)
     assert figures.to_dict().keys() >= {"efficiency", "startup_s", "panoramas_per_s"}
     assert "efficiency 0.800" in figures.text()
+    assert "40.00 ms" in figures.text()
+    elsewhere = figures_of(clocks, (), began_s=100.0, batch_size=4, model="m")
+    assert (elsewhere.ray_cpu_ms_per_panorama, elsewhere.peak_memory_mb) == (None, None)
+    assert "Ray" not in elsewhere.text()
     with pytest.raises(ValueError, match="12 panoramas are 1 batch"):
         figures_of({k: v[:1].repeat(12) for k, v in clocks.items()}, samples, began_s=0, batch_size=4, model="m")
 

@@ -143,7 +143,8 @@ class PipelineFigures:
         startup_s: from the call to the first batch's begin, the model being loaded by then.
         panoramas_per_s: in the steady state, without the second pass.
         bare_panoramas_per_s: of the second pass alone.
-        ray_cpu_ms_per_panorama: CPU of all processes in the steady state outside the workers' stages.
+        ray_cpu_ms_per_panorama: CPU of all processes in the steady state outside the workers' stages; None where they
+            are not below this one, on a cluster, as is what follows of memory.
         decode_cpu_ms_per_panorama: CPU of reading, decoding and slicing.
         num_panoramas: all of them.
         num_steady: those between the end of the first batch and the end of the last.
@@ -158,14 +159,14 @@ class PipelineFigures:
     startup_s: float
     panoramas_per_s: float
     bare_panoramas_per_s: float
-    ray_cpu_ms_per_panorama: float
+    ray_cpu_ms_per_panorama: float | None
     decode_cpu_ms_per_panorama: float
     num_panoramas: int
     num_steady: int
     batch_size: int
     model: str
-    early_memory_mb: float
-    peak_memory_mb: float
+    early_memory_mb: float | None
+    peak_memory_mb: float | None
     decode_workers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,17 +175,23 @@ class PipelineFigures:
 
     def text(self) -> str:
         """For readers."""
+        lines = []
+        if self.ray_cpu_ms_per_panorama is not None:
+            lines.append(f"  Ray's own CPU: {self.ray_cpu_ms_per_panorama:.2f} ms per panorama")
+        if self.early_memory_mb is not None and self.peak_memory_mb is not None:
+            lines.append(
+                f"  memory: at most {self.early_memory_mb:,.0f} MB until {-(-self.num_panoramas // 20):,} of them were "
+                f"embedded, {self.peak_memory_mb:,.0f} MB until all were"
+            )
         return "\n".join(
             [
                 f"{self.model}: {self.panoramas_per_s:.4g} panoramas/s end to end, {self.bare_panoramas_per_s:.4g} by "
                 f"the bare model loop on the same batches of {self.batch_size}: efficiency {self.efficiency:.3f}",
                 f"  the first batch began after {self.startup_s:.1f} s; {self.num_steady} of {self.num_panoramas} "
                 "panoramas measured after it",
-                f"  CPU per panorama: {self.decode_cpu_ms_per_panorama:.2f} ms to read and slice it "
-                + (f"in {self.decode_workers} workers apart" if self.decode_workers else "in the actor")
-                + f", {self.ray_cpu_ms_per_panorama:.2f} ms of Ray's own",
-                f"  memory: at most {self.early_memory_mb:,.0f} MB until {-(-self.num_panoramas // 20):,} of them were "
-                f"embedded, {self.peak_memory_mb:,.0f} MB until all were",
+                f"  reading and slicing: {self.decode_cpu_ms_per_panorama:.2f} ms of CPU per panorama "
+                + (f"in {self.decode_workers} workers apart" if self.decode_workers else "in the actor"),
+                *lines,
             ]
         )
 
@@ -199,6 +206,7 @@ def measure_pipeline(
     num_panoramas: int,
     batch_size: int,
     decode_workers: int = 0,
+    here: bool = True,
     **options: Any,
 ) -> PipelineFigures:
     """Embed a listing of `num_panoramas` rows and read the clocks.
@@ -213,6 +221,7 @@ def measure_pipeline(
         num_panoramas: N.
         batch_size: of the job, for the record and the encoder.
         decode_workers: that the job has beside its actor.
+        here: whether all processes of the job are below this one, so that they can be watched.
         **options: of `Embedder`.
     """
     paths = [join(folder, "images", f"{i}.jpg") for i in range(len(images))]
@@ -233,7 +242,12 @@ def measure_pipeline(
     clocks = read_table(join(folder, "result"))
     columns = {name: clocks[name].to_numpy() for name in CLOCKS}
     return figures_of(
-        columns, watch.samples, began_s=began_s, batch_size=batch_size, model=model, decode_workers=decode_workers
+        columns,
+        watch.samples if here else (),
+        began_s=began_s,
+        batch_size=batch_size,
+        model=model,
+        decode_workers=decode_workers,
     )
 
 
@@ -251,7 +265,7 @@ def figures_of(
     Args:
         clocks: (N,) each of ``began_s, cut_s, cut_cpu_s``, the same in all rows that were cut together, and of
             ``ended_s, bare_s, used_cpu_s``, the same in all that were embedded together.
-        samples: taken while the job ran.
+        samples: taken while the job ran; none where its processes could not be watched.
         began_s: when it was called.
         batch_size: as set.
         model: name.
@@ -271,22 +285,26 @@ def figures_of(
     if decode_workers:
         job_s = max(job_s, (cut_s - begins).sum() * num / len(clocks["ended_s"]) / decode_workers)
     inside = np.clip(np.minimum(cut_s, ends[-1]) - np.maximum(begins, ends[0]), 0, None) / (cut_s - begins)
-    at, cpu_s, memory_mb = np.array(samples).T
-    early = at <= np.sort(clocks["ended_s"])[-(-len(clocks["ended_s"]) // 20) - 1]
-    all_cpu_s = np.interp(ends[-1], at, cpu_s) - np.interp(ends[0], at, cpu_s)
+    ray_cpu_ms = early_mb = peak_mb = None
+    if samples:
+        at, cpu_s, memory_mb = np.array(samples).T
+        all_cpu_s = np.interp(ends[-1], at, cpu_s) - np.interp(ends[0], at, cpu_s)
+        ray_cpu_ms = float(1000 * (all_cpu_s - used_s.sum() - (inside * cut_cpu_s).sum()) / num)
+        early = at <= np.sort(clocks["ended_s"])[-(-len(clocks["ended_s"]) // 20) - 1]
+        early_mb, peak_mb = float(memory_mb[early].max(initial=memory_mb[0])), float(memory_mb.max())
     return PipelineFigures(
         efficiency=float(bare_s.sum() / job_s),
         startup_s=float(clocks["began_s"].min() - began_s),
         panoramas_per_s=float(num / job_s),
         bare_panoramas_per_s=float(num / bare_s.sum()),
-        ray_cpu_ms_per_panorama=float(1000 * (all_cpu_s - used_s.sum() - (inside * cut_cpu_s).sum()) / num),
+        ray_cpu_ms_per_panorama=ray_cpu_ms,
         decode_cpu_ms_per_panorama=float(1000 * cut_cpu_s.sum() / len(clocks["ended_s"])),
         num_panoramas=len(clocks["ended_s"]),
         num_steady=num,
         batch_size=batch_size,
         model=model,
-        early_memory_mb=float(memory_mb[early].max(initial=memory_mb[0])),
-        peak_memory_mb=float(memory_mb.max()),
+        early_memory_mb=early_mb,
+        peak_memory_mb=peak_mb,
         decode_workers=decode_workers,
     )
 

@@ -77,6 +77,6 @@ def pipeline_figures(
     with ray_running(cluster), tempfile.TemporaryDirectory(prefix="hedwig-bench-") as folder:
         return measure_pipeline(
             job, synthetic_panoramas(num_images), folder, stages=stages, model=model, num_panoramas=num_rows,
-            batch_size=batch_size, decode_workers=apart, num_frames=slicing.num_frames, num_threads=num_threads,
-            **options,
+            batch_size=batch_size, decode_workers=apart, here=address is None, num_frames=slicing.num_frames,
+            num_threads=num_threads, **options,
         )  # fmt: skip
