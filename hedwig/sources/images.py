@@ -35,7 +35,7 @@ class ImageReader:
 
     def __init__(self, *, num_threads: int = 32) -> None:
         self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="read")
-        self._ahead: dict[tuple[str, ...], Future[_Result]] = {}
+        self._ahead: dict[tuple[str, ...], list[Future[_Result]]] = {}  # as often as a row names it
 
     def __call__(self, batch: Batch) -> Batch:
         """Add ``image_bytes``: (B,) object array of bytes, or of a list of bytes for a panorama in bearings."""
@@ -50,18 +50,21 @@ class ImageReader:
         rows = _rows(batch)
         if not rows:
             for begun in self._ahead.values():
-                begun.cancel()
+                for one in begun:
+                    one.cancel()
             self._ahead.clear()
         for row in rows:
-            if _key(row) not in self._ahead:
-                self._ahead[_key(row)] = self._begin(row)
+            self._ahead.setdefault(_key(row), []).append(self._begin(row))
 
     def _begin(self, row: _Row) -> Future[_Result]:
         return self._pool.submit(self._fetch, row)
 
     def _begun(self, row: _Row) -> Future[_Result]:
-        earlier = self._ahead.pop(_key(row), None)
-        return self._begin(row) if earlier is None else earlier
+        earlier = self._ahead.get(_key(row), [])
+        begun = earlier.pop(0) if earlier else self._begin(row)
+        if not earlier:
+            self._ahead.pop(_key(row), None)
+        return begun
 
     def _fetch(self, row: _Row) -> _Result:
         uri, bearings = row
