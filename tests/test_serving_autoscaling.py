@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 import ray
-from test_serving_deployment import free_port
 from test_serving_releases import version_folder
+from tests_serving import free_port
 
 from hedwig.serving import Client, start, stop
 

@@ -259,10 +259,10 @@ async def _measured(
     failed = total = 0
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     num_batches = max(4, num_requests // 10)  # long enough that the first and the last do not count
-    async with _Connections(url, max(connections, batch_connections)) as pool:
+    async with _Connections(url, connections) as pool, _Connections(url, batch_connections) as batch_pool:
         for _ in range(2):
             await pool.flood(ping + bare + carried + single, _WARM_UP)
-            await pool.flood(many + carried_many, 4)
+            await batch_pool.flood(many + carried_many, 4)
         for number in range(num_rounds):
             turns = [
                 ("ping", ping, num_requests), ("single", single, num_requests), ("bare", bare, num_requests),
@@ -270,8 +270,7 @@ async def _measured(
                 ("carried batch", carried_many, num_batches),
             ]  # fmt: skip
             for name, requests, count in turns[:: 1 if number % 2 else -1]:
-                most = batch_connections if name.endswith("batch") else connections
-                taken, bad = await pool.flood(requests, count, most=most)
+                taken, bad = await (batch_pool if name.endswith("batch") else pool).flood(requests, count)
                 seconds[name].append(taken / count)
                 failed, total = failed + bad, total + count
             began = time.perf_counter()
@@ -279,7 +278,7 @@ async def _measured(
                 here.neighbours({"image_embedding": batches[n % len(batches)]}, _TOP_K)
             seconds["here"].append((time.perf_counter() - began) / num_batches)
         rate = 1.0 / statistics.median(seconds["single"])
-        latencies, bad = await pool.paced(single, load * rate, num_requests * num_rounds, most=connections)
+        latencies, bad = await pool.paced(single, load * rate, num_requests * num_rounds)
     p50, p99 = (1000 * float(np.percentile(latencies, q)) for q in (50, 99))
     return ServeFigures(
         ping_qps=1.0 / statistics.median(seconds["ping"]),
@@ -333,8 +332,8 @@ class _Connections:
         for _reader, writer in self._open:
             writer.close()
 
-    async def flood(self, requests: Sequence[bytes], num: int, *, most: int = 4) -> tuple[float, int]:
-        """Send `num` requests as fast as they are answered, `most` at once; the seconds, and how many failed."""
+    async def flood(self, requests: Sequence[bytes], num: int) -> tuple[float, int]:
+        """Send `num` requests as fast as they are answered; the seconds, and how many failed."""
         numbers = iter(range(num))
 
         async def one(which: int) -> int:
@@ -344,10 +343,10 @@ class _Connections:
             return bad
 
         began = time.perf_counter()
-        bad = sum(await asyncio.gather(*(one(which) for which in range(min(self._num, most)))))
+        bad = sum(await asyncio.gather(*(one(which) for which in range(self._num))))
         return time.perf_counter() - began, bad
 
-    async def paced(self, requests: Sequence[bytes], rate: float, num: int, *, most: int) -> tuple[list[float], int]:
+    async def paced(self, requests: Sequence[bytes], rate: float, num: int) -> tuple[list[float], int]:
         """Send `num` requests at `rate` a second; seconds from when each was due, and how many failed."""
         numbers = iter(range(num))
         latencies: list[float] = []
@@ -362,7 +361,7 @@ class _Connections:
                 latencies.append(time.perf_counter() - due)
             return bad
 
-        return latencies, sum(await asyncio.gather(*(one(which) for which in range(min(self._num, most)))))
+        return latencies, sum(await asyncio.gather(*(one(which) for which in range(self._num))))
 
     async def _ask(self, which: int, request: bytes) -> int:
         """The status of the answer; 0 when the connection was lost, which is opened again."""

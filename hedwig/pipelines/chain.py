@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hedwig.schema import check_columns
 from hedwig.vectors import is_vector, read_vectors, vector_array
 
-__all__ = ["FRAMES_SHAPE", "Chain", "Step", "check_chain", "columns_to_batch", "frames_field"]
+__all__ = ["Chain", "Step", "check_chain", "columns_to_batch", "frames_field", "is_frames"]
 
 Batch = dict[str, NDArray[Any]]
 FAILURE = "failure"
@@ -53,6 +53,11 @@ def frames_field(num_frames: int, frame_px: int) -> pa.Field:
     return pa.field("frames", pa.binary(math.prod(shape)), metadata={FRAMES_SHAPE: ",".join(map(str, shape)).encode()})
 
 
+def is_frames(field: pa.Field) -> bool:
+    """Whether a column is a `frames_field`."""
+    return FRAMES_SHAPE in (field.metadata or {})
+
+
 def columns_to_batch(table: pa.Table, names: Sequence[str]) -> Batch:
     """Columns of an Arrow table as numpy arrays: null numbers are NaN, null texts None, vectors (N, D), read-only.
 
@@ -63,7 +68,7 @@ def columns_to_batch(table: pa.Table, names: Sequence[str]) -> Batch:
         column = table.column(name)
         if is_vector(table.schema.field(name)):
             batch[name] = read_vectors(table, name)
-        elif FRAMES_SHAPE in (table.schema.field(name).metadata or {}):
+        elif is_frames(table.schema.field(name)):
             batch[name] = _read_frames(column, table.schema.field(name))
         elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             batch[name] = column.to_numpy(zero_copy_only=False)

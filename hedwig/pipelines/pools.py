@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from hedwig.config import EmbedConfig
-from hedwig.pipelines.chain import FRAMES_SHAPE, Step, frames_field
+from hedwig.pipelines.chain import Step, frames_field, is_frames
 from hedwig.pipelines.suspects import DecodeChain, GuardedChain
 
 __all__ = ["Layout", "Pool", "lay_out", "split_steps", "watched_plan"]
@@ -127,7 +127,7 @@ def lay_out(
         return min(least, top), top
 
     least, most = actors(settings.num_actors, settings.max_actors)
-    makes_frames = any(FRAMES_SHAPE in (field.metadata or {}) for field in schema)  # too large for a call of many
+    makes_frames = any(map(is_frames, schema))  # too large for a call of many
     last = Pool(
         kind, GuardedChain, tuple(steps), schema, settings.batch_size, settings.num_cpus, settings.num_gpus, least,
         most, 0 if makes_frames else settings.read_ahead,

@@ -160,7 +160,8 @@ class GuardedChain:
                 begun += [self._chain.prefetch(later) for later in batches[len(begun) : number + 1 + ahead]]
                 wait([begun[number]])  # what went wrong there goes wrong again below, where it gets a reason
             out.append(self._work(batch))
-        self._chain.prefetch(table.slice(0, 0))
+        if ahead:
+            self._chain.prefetch(table.slice(0, 0))
         return pa.concat_tables(out)
 
     def _work(self, table: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hedwig.sources.tars import is_member, read_member
 from hedwig.storage import read_bytes
 
-__all__ = ["ImageReader", "read_image"]
+__all__ = ["ImageReader", "addresses_of", "read_image"]
 
 Batch = dict[str, NDArray[Any]]
 _Row = tuple[str, Any]
@@ -39,7 +39,7 @@ class ImageReader:
 
     def __call__(self, batch: Batch) -> Batch:
         """Add ``image_bytes``: (B,) object array of bytes, or of a list of bytes for a panorama in bearings."""
-        results = [begun.result() for begun in [self._begun(row) for row in _rows(batch)]]
+        results = [begun.result() for begun in [self._begun(row) for row in addresses_of(batch)]]
         images, failures = np.empty(len(results), dtype=object), np.empty(len(results), dtype=object)
         for i, (image, failure) in enumerate(results):
             images[i], failures[i] = image, failure
@@ -47,7 +47,7 @@ class ImageReader:
 
     def prefetch(self, batch: Batch) -> None:
         """Begin to fetch the images of a batch that will be asked for next; of an empty one: forget what was begun."""
-        rows = _rows(batch)
+        rows = addresses_of(batch)
         if not rows:
             for begun in self._ahead.values():
                 for one in begun:
@@ -78,7 +78,8 @@ class ImageReader:
             return None, f"image not readable: {error}"
 
 
-def _rows(batch: Batch) -> list[_Row]:
+def addresses_of(batch: Batch) -> list[_Row]:
+    """``image_uri`` and ``bearing_uri`` of each row."""
     return list(zip(batch["image_uri"].tolist(), batch["bearing_uri"].tolist(), strict=True))
 
 

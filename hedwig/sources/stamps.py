@@ -17,6 +17,7 @@ import pyarrow.fs
 from numpy.typing import NDArray
 
 from hedwig import storage
+from hedwig.sources.images import addresses_of
 from hedwig.sources.tars import is_member
 
 __all__ = ["STAMP", "ImageStamper", "image_stamps"]
@@ -36,7 +37,7 @@ class ImageStamper:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The batch with its stamps."""
-        rows = _rows(batch)
+        rows = addresses_of(batch)
         ahead = self._ahead.pop(repr(rows), None)
         stamps = image_stamps(rows) if ahead is None else ahead
         column = np.empty(len(stamps), dtype=object)
@@ -48,15 +49,11 @@ class ImageStamper:
 
         They are there when this returns, so what is read after it is read after they were taken.
         """
-        rows = _rows(batch)
+        rows = addresses_of(batch)
         if rows:
             self._ahead[repr(rows)] = image_stamps(rows)
         else:
             self._ahead.clear()
-
-
-def _rows(batch: dict[str, NDArray[Any]]) -> list[tuple[str, Any]]:
-    return list(zip(batch["image_uri"].tolist(), batch["bearing_uri"].tolist(), strict=True))
 
 
 def image_stamps(rows: Sequence[tuple[str, Sequence[str] | None]], *, list_folders: bool = False) -> list[str | None]:
