@@ -1,4 +1,4 @@
-"""Batches split by cell against the scan query by query, and candidates scored again."""
+"""The search by the kernel and by FAISS, and candidates scored again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from index_world import DIM, NUM_CELLS, references, some_queries, unit
 
-from hedwig.index import GeocellIndex, codecs, exact_search, segment
+from hedwig.index import GeocellIndex, codecs, exact_search, kernel
 
 
 @pytest.mark.parametrize("codec", ["fp16", "fp32"])
-@pytest.mark.parametrize("gain", [1, 1000, 1 << 40])  # all cells, some, none by a product
-def test_a_batch_by_cell_is_what_its_queries_find_alone(monkeypatch: pytest.MonkeyPatch, codec: Any, gain: int) -> None:
-    monkeypatch.setattr(segment, "_GROUPED_GAIN", gain)
+@pytest.mark.parametrize("available", [True, False])
+def test_a_batch_is_what_its_queries_find_alone(monkeypatch: pytest.MonkeyPatch, codec: Any, available: bool) -> None:
+    monkeypatch.setattr(kernel, "is_available", lambda: available)  # a processor that needs FAISS
     index = GeocellIndex.build(**references(900), num_cells=NUM_CELLS, codec=codec)
     queries, cells = some_queries(60)
     cells[3, 2:], cells[4] = -1, [1, 3, 5, 7, 9]  # odd cells are empty
@@ -76,7 +76,8 @@ def test_memory_that_is_numpys_is_not_given_back_by_faiss() -> None:
     """The lists believe to have mapped a file; what they would unmap on the way out belongs to somebody else."""
     data = references(2000)
     for _ in range(5):
-        index = GeocellIndex.build(**data, num_cells=NUM_CELLS)
+        index = GeocellIndex.build(**data, num_cells=NUM_CELLS, codec="sq8")
+        index.search_rows(data["vectors"][:1], [[0]], 1)
         codes = index._parts[0].segment.codes
         before = codes.copy()
         del index

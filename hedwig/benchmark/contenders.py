@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from hedwig.index import GeocellIndex
 
-__all__ = ["Contender", "World", "brute_force", "faiss_flat", "faiss_ivf", "hnsw", "kmeans_ivf", "ours", "synthetic"]
+__all__ = [
+    "Contender",
+    "World",
+    "brute_force",
+    "faiss_flat",
+    "faiss_ivf",
+    "faiss_ivf_fp16",
+    "hnsw",
+    "kmeans_ivf",
+    "ours",
+    "synthetic",
+]
 
 KMEANS_SAMPLE, KMEANS_ROUNDS = 65_536, 6
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 16, 100, 64
@@ -124,11 +135,22 @@ def faiss_flat(world: World, top_k: int) -> Contender:
 
 def faiss_ivf(world: World, top_k: int) -> Contender:
     """IndexIVFFlat whose lists are the geocells, in memory of FAISS's own."""
-    num, dim = world.vectors.shape
-    quantiser = faiss.IndexFlatIP(dim)
-    ivf: Any = faiss.IndexIVFFlat(quantiser, dim, len(world.starts) - 1, faiss.METRIC_INNER_PRODUCT)
+    dim, num_cells = world.vectors.shape[1], len(world.starts) - 1
+    ivf: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, num_cells, faiss.METRIC_INNER_PRODUCT)
+    return _filled(ivf, "faiss IVFFlat geocells fp32", 4.0 * dim + 8, world, top_k)
+
+
+def faiss_ivf_fp16(world: World, top_k: int) -> Contender:
+    """The same with the halves that our index has."""
+    dim, num_cells = world.vectors.shape[1], len(world.starts) - 1
+    kind, metric = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    ivf: Any = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, num_cells, kind, metric, False)
+    return _filled(ivf, "faiss IVF geocells fp16", 2.0 * dim + 8, world, top_k)
+
+
+def _filled(ivf: Any, method: str, bytes_per_vector: float, world: World, top_k: int) -> Contender:
     ivf.is_trained = True
-    for start in range(0, num, _BLOCK):
+    for start in range(0, len(world.vectors), _BLOCK):
         block, cells = world.vectors[start : start + _BLOCK], world.cells[start : start + _BLOCK]
         numbers = np.arange(start, start + len(block))
         ivf.add_core(len(block), faiss.swig_ptr(block), faiss.swig_ptr(numbers), faiss.swig_ptr(cells))
@@ -138,7 +160,7 @@ def faiss_ivf(world: World, top_k: int) -> Contender:
         rows: Ints = ivf.search_preassigned(x, top_k, cells, np.zeros(cells.shape, dtype=np.float32))[1]
         return rows
 
-    return Contender("faiss IVFFlat geocells fp32", 4.0 * dim + 8, search)
+    return Contender(method, bytes_per_vector, search)
 
 
 def kmeans_ivf(world: World, top_k: int) -> Contender:

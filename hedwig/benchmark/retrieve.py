@@ -158,7 +158,7 @@ def measure_retrieval(
         skipped = []
         every: list[list[Maker]] = [
             [who.brute_force, who.faiss_flat],
-            [who.faiss_ivf],
+            [who.faiss_ivf, who.faiss_ivf_fp16],
             [who.kmeans_ivf],
             [who.hnsw],
             [_codec("sq8", scratch), _codec("pq", scratch)],

@@ -190,7 +190,7 @@ class GeocellIndex(References):
         return self._like(built)
 
     def on(self, device: str) -> GeocellIndex:
-        """This index searched on a device of torch, exactly, in its stored fp16 or fp32 vectors; "cpu" means FAISS."""
+        """This index searched on a device of torch, exactly, in its stored fp16 or fp32 vectors; "cpu" is without."""
         other = copy.copy(self)
         other._gathered = ()
         if device != "cpu":

@@ -1,51 +1,24 @@
-"""Matrix products in torch: one per cell on the CPU, one gathered product for all queries on a GPU.
+"""The search on a GPU: one gathered product in torch for a group of queries.
 
-torch turns fp16 into fp32 four times as fast as NumPy (200 ns a vector of 768 against 900), so the products of a batch
-on the CPU are its. On a GPU the vectors of all cells that a group of queries asks are gathered and multiplied with all
-of these queries at once; what a query did not ask for is masked. That computes more than is needed and reads every
-vector once, which is what a GPU is limited by. faiss-gpu is not used: it would copy the lists into a form of its own.
-The GPU's way has been run on the CPU device only, against `exact_search`; its speed is not known.
+The vectors of all cells that a group of queries asks are gathered and multiplied with all of these queries at once;
+what a query did not ask for is masked. That computes more than is needed and reads every vector once, which is what a
+GPU is limited by. faiss-gpu is not used: it would copy the lists into a form of its own. It has been run on the CPU
+device only, against `exact_search`; its speed is not known.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GatheredProduct", "cell_products"]
+__all__ = ["GatheredProduct"]
 
 GROUP_QUERIES = 64  # a group of the gathered product
 Ints = NDArray[np.int64]
 Scores = NDArray[np.float32]
-
-
-def cell_products(
-    x: Scores, vectors: NDArray[Any], groups: Iterable[tuple[int, int, Ints]], top_k: int
-) -> Iterator[tuple[int, Ints, Scores]]:
-    """For each group (start, stop, queries): its start, and the best min(M, n) of vectors start..stop per query.
-
-    Args:
-        x: (B, D) queries.
-        vectors: (n, D) float16 or float32.
-        groups: ranges of `vectors`, and which queries ask for them.
-        top_k: M.
-
-    Yields:
-        start; (m, min(M, n)) int64 numbers from start on, best first; their scores.
-    """
-    import torch
-
-    queries = torch.from_numpy(x)
-    whole = _shared(vectors)
-    with torch.inference_mode():
-        for start, stop, asking in groups:
-            scores = queries[torch.from_numpy(asking)] @ whole[start:stop].float().T
-            best, which = scores.topk(min(top_k, stop - start), dim=1)
-            yield start, which.numpy(), best.numpy()
 
 
 class GatheredProduct:

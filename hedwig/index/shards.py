@@ -5,10 +5,9 @@ neighbouring numbers, so the likely cells of a query lie with one or two shards;
 of each file instead of pieces of all. `ShardedIndex` keeps names, places and cells, which are a thirtieth of the whole,
 and knows from them alone who owns what: the cut follows from the counts and needs no file of its own.
 
-What it answers is bit for bit what `GeocellIndex` answers. A cell is never divided, so it is scanned alike by either;
-a shard is told whether the whole batch would have been multiplied cell by cell; equal scores go by number; and for
-sq8 and pq a shard returns its candidates with both of their scores, so that the candidates of all shards compete before
-any is scored again. Only a product of more threads may round otherwise. Nothing here knows how a shard is reached: see
+What it answers is bit for bit what `GeocellIndex` answers. A score does not depend on who else is asked for or found;
+equal ones go by number; and for sq8 and pq a shard returns its candidates with both of their scores, so that the
+candidates of all shards compete before any is scored again. Nothing here knows how a shard is reached: see
 `hedwig.serving.shards`.
 """
 
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from hedwig.index.exact import best_of
 from hedwig.index.fetching import Fetch
 from hedwig.index.references import References
-from hedwig.index.segment import GROUPED_FROM, Segment
+from hedwig.index.segment import Segment
 from hedwig.index.stored import Listed, read_parts
 
 __all__ = ["Found", "IndexShard", "Question", "ShardedIndex", "partition_cells"]
@@ -44,14 +43,12 @@ class Question:
         cells: (B, K) int64, of this shard; -1 is no cell.
         top_k: M.
         rerank: see `Segment.search`.
-        grouped: whether cells may be multiplied at once, as the size of the whole batch decides.
     """
 
     queries: Scores
     cells: Ints
     top_k: int
     rerank: int
-    grouped: bool
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class IndexShard:
         found = []
         for segment, first in zip(self._segments, self._first, strict=True):
             num = max(question.top_k, question.rerank) if segment.is_coded else question.top_k
-            numbers, ranks = segment.candidates(x, wanted, num, grouped=question.grouped)
+            numbers, ranks = segment.candidates(x, wanted, num)
             scores = segment.scored(x, numbers) if segment.is_coded and len(segment) else ranks
             found.append(Found(np.where(numbers < 0, -1, first + numbers), ranks, scores))
         return found
@@ -209,14 +206,14 @@ class ShardedIndex(References):
 
     def _search_parts(self, x: Scores, wanted: Ints, top_k: int, rerank: int) -> list[tuple[Ints, Scores]]:
         owner = self._owner[wanted]
-        grouped, coded = len(x) >= GROUPED_FROM, self.codec in ("sq8", "pq")
+        coded = self.codec in ("sq8", "pq")
         questions, asking = {}, {}
         for shard in np.unique(owner[owner >= 0]).tolist():
             theirs = owner == shard
             asking[shard] = theirs.any(axis=1).nonzero()[0]
             cells = np.where(theirs, wanted, -1)[asking[shard]]
             cells = cells[:, (cells >= 0).any(axis=0)]
-            questions[shard] = Question(x[asking[shard]], cells, top_k, rerank, grouped)
+            questions[shard] = Question(x[asking[shard]], cells, top_k, rerank)
         answers = self._ask(questions) if questions else {}
         num = max(top_k, rerank) if coded else top_k
         joined = []

@@ -1,0 +1,225 @@
+"""The program of the scan, in the language of LLVM: what `hedwig.index.kernel` compiles and calls.
+
+    scan    every run of pairs (cell, query) with the same cell, a tile of vectors at a time
+    tileN   the products of some vectors with N queries
+    offer   a score that may be among the best of its query, put where it belongs
+
+Every function below writes the function of its name; ``b.load`` and the like append an instruction, and nothing is
+computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.ir as ir
+
+__all__ = ["module_of"]
+
+_LANES = 16  # of one sum: one AVX-512 register, two of AVX, four of NEON
+_SUMS = 2  # at once, for the next addition does not wait for the last
+_TOGETHER = (4, 3, 2, 1)  # queries for which a component is turned to fp32 once, the largest number first
+_TILE = 256  # vectors that stay in the cache until every query has had them: 384 kB of 768 halves
+_AHEAD_BYTES = 3072
+_LINE_BYTES = 64
+
+_I32, _I64, _F32, _PTR = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
+_STORED: dict[str, Any] = {"float16": ir.HalfType(), "float32": _F32}
+_SUM = ir.VectorType(_F32, _LANES)
+
+
+def module_of(stored: str) -> ir.Module:
+    """The module with `scan` for vectors of a type: "float16" or "float32"."""
+    module = ir.Module("scan")
+    offer = _offer(module)
+    tiles = {num: _tile(module, _STORED[stored], num, offer) for num in _TOGETHER}
+    _scan(module, tiles)
+    return module
+
+
+def _scan(module: ir.Module, tiles: dict[int, ir.Function]) -> None:
+    """`scan(vectors, dim, starts, cells, asking, num_pairs, x, top_k, numbers, scores)`: cells stand together.
+
+    `tiles` has the largest number of queries first.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _PTR, _PTR, _PTR, _I64, _PTR, _I64, _PTR, _PTR])
+    function = ir.Function(module, kind, "scan")
+    vectors, dim, starts, cells, asking, num_pairs, x, top_k, numbers, scores = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    pair, end, group = (b.alloca(_I64) for _ in range(3))
+    b.store(_I64(0), pair)
+    with _while(b, lambda: b.icmp_signed("<", b.load(pair, typ=_I64), num_pairs)):
+        first = b.load(pair, typ=_I64)
+        cell = _item(b, cells, first, _I64)
+        b.store(b.add(first, _I64(1)), end)
+
+        def same_cell() -> Any:
+            at = b.load(end, typ=_I64)
+            inside = b.icmp_signed("<", at, num_pairs)
+            other = _item(b, cells, b.select(inside, at, first), _I64)
+            return b.and_(inside, b.icmp_signed("==", other, cell))
+
+        with _while(b, same_cell):
+            b.store(b.add(b.load(end, typ=_I64), _I64(1)), end)
+        stop = b.load(end, typ=_I64)
+        b.store(stop, pair)
+        with b.if_then(b.icmp_signed(">=", cell, _I64(0))):
+            start, behind = _item(b, starts, cell, _I64), _item(b, starts, b.add(cell, _I64(1)), _I64)
+            with _steps(b, start, behind, _TILE) as tile:
+                tile_end = b.add(tile, _I64(_TILE))
+                tile_end = b.select(b.icmp_signed("<", tile_end, behind), tile_end, behind)
+                b.store(first, group)
+                for num in tiles:
+
+                    def enough(num: int = num) -> Any:
+                        return b.icmp_signed("<=", b.add(b.load(group, typ=_I64), _I64(num)), stop)
+
+                    with _while(b, enough):
+                        at = b.load(group, typ=_I64)
+                        who = b.gep(asking, [at], source_etype=_I64)
+                        b.call(tiles[num], [vectors, dim, tile, tile_end, who, x, top_k, numbers, scores])
+                        b.store(b.add(at, _I64(num)), group)
+    b.ret_void()
+
+
+def _tile(module: ir.Module, stored: Any, num: int, offer: ir.Function) -> ir.Function:
+    """`tile(vectors, dim, start, stop, asking, x, top_k, numbers, scores)`: some vectors for `num` queries."""
+    kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _I64, _I64, _PTR, _PTR, _I64, _PTR, _PTR])
+    function = ir.Function(module, kind, f"tile{num}")
+    vectors, dim, start, stop, asking, x, top_k, numbers, scores = function.args
+    prefetch = _declared(module, "llvm.prefetch.p0", ir.VoidType(), [_PTR, _I32, _I32, _I32])
+    fma = _declared(module, f"llvm.fma.v{_LANES}f32", _SUM, [_SUM] * 3)
+    fma_one = _declared(module, "llvm.fma.f32", _F32, [_F32] * 3)
+    b = ir.IRBuilder(function.append_basic_block())
+    sums = [[b.alloca(_SUM) for _ in range(_SUMS)] for _ in range(num)]
+    tails = [b.alloca(_F32) for _ in range(num)]
+    who = [_item(b, asking, _I64(q), _I64) for q in range(num)]
+    queries = [b.gep(x, [b.mul(q, dim)], source_etype=_F32) for q in who]
+    places = [b.mul(q, top_k) for q in who]
+    theirs = [
+        (b.gep(scores, [place], source_etype=_F32), b.gep(numbers, [place], source_etype=_I64)) for place in places
+    ]
+    step = _LANES * _SUMS
+    whole = b.and_(dim, _I64(-step))
+    width = 2 if isinstance(stored, ir.HalfType) else 4
+    with _steps(b, start, stop, 1) as row:
+        vector = b.gep(vectors, [b.mul(row, dim)], source_etype=stored)
+        for each in sums:
+            for one in each:
+                b.store(ir.Constant(_SUM, None), one)
+        with _steps(b, _I64(0), whole, step) as j:
+            here = b.gep(vector, [j], source_etype=stored)
+            for line in range(0, step * width, _LINE_BYTES):
+                ahead = b.gep(here, [_I64(_AHEAD_BYTES + line)], source_etype=ir.IntType(8))
+                b.call(prefetch, [ahead, _I32(0), _I32(3), _I32(1)])  # to read, to keep, data
+            for s in range(_SUMS):
+                at = b.add(j, _I64(s * _LANES))
+                values = b.load(
+                    b.gep(vector, [at], source_etype=stored), typ=ir.VectorType(stored, _LANES), align=width
+                )
+                if stored is not _F32:
+                    values = b.fpext(values, _SUM)
+                for query, each in zip(queries, sums, strict=True):
+                    theirs_here = b.load(b.gep(query, [at], source_etype=_F32), typ=_SUM, align=4)
+                    b.store(b.call(fma, [values, theirs_here, b.load(each[s], typ=_SUM)]), each[s])
+        for tail in tails:
+            b.store(_F32(0.0), tail)
+        with _steps(b, whole, dim, 1) as j:
+            value = _item(b, vector, j, stored)
+            value = value if stored is _F32 else b.fpext(value, _F32)
+            for query, tail in zip(queries, tails, strict=True):
+                b.store(b.call(fma_one, [value, _item(b, query, j, _F32), b.load(tail, typ=_F32)]), tail)
+        for each, tail, (their_scores, their_numbers) in zip(sums, tails, theirs, strict=True):
+            score = b.fadd(_sum(b, [b.load(one, typ=_SUM) for one in each]), b.load(tail, typ=_F32))
+            worst = _item(b, their_scores, b.sub(top_k, _I64(1)), _F32)
+            with b.if_then(b.fcmp_ordered(">=", score, worst), likely=False):
+                b.call(offer, [their_scores, their_numbers, top_k, score, row])
+    b.ret_void()
+    return function
+
+
+def _offer(module: ir.Module) -> ir.Function:
+    """`offer(scores, numbers, top_k, score, number)`: put it into a list that is in order, or nowhere."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_PTR, _PTR, _I64, _F32, _I64]), "offer")
+    scores, numbers, top_k, score, number = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    place = b.alloca(_I64)
+
+    def better_than(at: Any) -> Any:
+        other = _item(b, scores, at, _F32)
+        earlier = b.icmp_signed("<", number, _item(b, numbers, at, _I64))
+        return b.or_(b.fcmp_ordered(">", score, other), b.and_(b.fcmp_ordered("==", score, other), earlier))
+
+    last = b.sub(top_k, _I64(1))
+    with b.if_then(b.not_(better_than(last))):
+        b.ret_void()
+    b.store(last, place)
+
+    def moves_up() -> Any:
+        at = b.load(place, typ=_I64)
+        inside = b.icmp_signed(">", at, _I64(0))
+        return b.and_(inside, better_than(b.select(inside, b.sub(at, _I64(1)), _I64(0))))
+
+    with _while(b, moves_up):
+        at = b.load(place, typ=_I64)
+        before = b.sub(at, _I64(1))
+        b.store(_item(b, scores, before, _F32), b.gep(scores, [at], source_etype=_F32))
+        b.store(_item(b, numbers, before, _I64), b.gep(numbers, [at], source_etype=_I64))
+        b.store(before, place)
+    at = b.load(place, typ=_I64)
+    b.store(score, b.gep(scores, [at], source_etype=_F32))
+    b.store(number, b.gep(numbers, [at], source_etype=_I64))
+    b.ret_void()
+    return function
+
+
+def _sum(b: ir.IRBuilder, sums: list[Any]) -> Any:
+    """The sum of all lanes, halves onto halves: an order that no processor changes."""
+    total = sums[0]
+    for other in sums[1:]:
+        total = b.fadd(total, other)
+    lanes = _LANES
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            b.shuffle_vector(total, total, ir.Constant(ir.VectorType(_I32, lanes), [*range(first, first + lanes)]))
+            for first in (0, lanes)
+        )
+        total = b.fadd(low, high)
+    return b.extract_element(total, _I32(0))
+
+
+def _item(b: ir.IRBuilder, array: Any, at: Any, kind: Any) -> Any:
+    return b.load(b.gep(array, [at], source_etype=kind), typ=kind)
+
+
+def _declared(module: ir.Module, name: str, returned: Any, taken: list[Any]) -> ir.Function:
+    found = module.globals.get(name)
+    return found if found is not None else ir.Function(module, ir.FunctionType(returned, taken), name)
+
+
+@contextmanager
+def _while(b: ir.IRBuilder, condition: Callable[[], Any]) -> Iterator[None]:
+    """The body runs as long as the condition, which is asked before every turn, holds."""
+    head, body, end = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    b.cbranch(condition(), body, end)
+    b.position_at_end(body)
+    yield
+    b.branch(head)
+    b.position_at_end(end)
+
+
+@contextmanager
+def _steps(b: ir.IRBuilder, start: Any, stop: Any, step: int) -> Iterator[Any]:
+    """The body runs for every number from start on below stop."""
+    with b.goto_entry_block():
+        number = b.alloca(_I64)
+    b.store(start, number)
+    with _while(b, lambda: b.icmp_signed("<", b.load(number, typ=_I64), stop)):
+        at = b.load(number, typ=_I64)
+        yield at
+        b.store(b.add(at, _I64(step)), number)
