@@ -29,7 +29,11 @@ def test_a_batch_is_what_its_queries_find_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("codec", ["sq8", "pq"])
-def test_codes_find_what_is_exact_when_enough_candidates_are_scored_again(codec: Any) -> None:
+@pytest.mark.parametrize("available", [True, False])
+def test_codes_find_what_is_exact_when_enough_candidates_are_scored_again(
+    monkeypatch: pytest.MonkeyPatch, codec: Any, available: bool
+) -> None:
+    monkeypatch.setattr(kernel, "is_available", lambda: available)
     data, rng = references(8000, dim=64), np.random.default_rng(3)
     queries = unit(data["vectors"][rng.integers(0, 8000, 300)] + 0.02 * rng.standard_normal((300, 64)))
     cells = some_queries(300)[1]
@@ -76,7 +80,7 @@ def test_memory_that_is_numpys_is_not_given_back_by_faiss() -> None:
     """The lists believe to have mapped a file; what they would unmap on the way out belongs to somebody else."""
     data = references(2000)
     for _ in range(5):
-        index = GeocellIndex.build(**data, num_cells=NUM_CELLS, codec="sq8")
+        index = GeocellIndex.build(**data, num_cells=NUM_CELLS, codec="pq")
         index.search_rows(data["vectors"][:1], [[0]], 1)
         codes = index._parts[0].segment.codes
         before = codes.copy()

@@ -1,4 +1,4 @@
-"""The scan of fp16 and fp32 vectors by cell, compiled when it is first needed: reading memory is its only limit.
+"""The scan of fp16, fp32 and byte vectors by cell, compiled when it is first needed: reading memory is its only limit.
 
 FAISS's loop over half-precision lists takes 127 ns a vector of 768 components where one core reads one in 90 (Sapphire
 Rapids, 17 GB/s): it waits for memory that nobody has asked for. This one asks for the line that it will need two
@@ -19,12 +19,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["is_available", "prepare", "scan"]
+__all__ = ["Scan", "is_available"]
 
 _WORTH_A_THREAD = 1 << 14  # vectors to be scanned, some 1.5 ms
 
@@ -43,69 +44,81 @@ def is_available() -> bool:
     return bool(features.get("f16c") and features.get("fma") and features.get("avx2"))
 
 
-def prepare(stored: str) -> None:
-    """Compile the scan of vectors of this type now, so that the first search need not wait for it."""
-    _compiled(stored)
-
-
-def scan(
-    vectors: NDArray[Any], starts: Ints, x: Scores, wanted: Ints, top_k: int, *, num_threads: int = 1
-) -> tuple[Ints, Scores]:
-    """The nearest vectors of each query among those of its cells, by inner product in fp32.
+class Scan:
+    """The scan of one array of vectors; its machine code is made here, so that the first search need not wait for it.
 
     Args:
-        vectors: (n, D) float16 or float32, contiguous.
+        vectors: (n, D) float16, float32 or uint8, contiguous.
         starts: (C + 1,) int64; cell c holds the vectors ``starts[c]`` to ``starts[c + 1]``.
-        x: (B, D) queries, contiguous.
-        wanted: (B, K) int64 in -1..C-1; -1 is no cell. Nothing here checks it.
-        top_k: M.
-        num_threads: at most, each with some of the queries.
-
-    Returns:
-        numbers: (B, M) int64, best first, ties by number; -1 where there are no more.
-        scores: (B, M); -inf where the number is -1.
     """
-    numbers = np.full((len(x), top_k), -1, dtype=np.int64)
-    scores = np.full((len(x), top_k), -np.inf, dtype=np.float32)
-    run = _compiled(vectors.dtype.name)
 
-    def some(first: int, stop: int) -> None:
-        cells = wanted[first:stop].reshape(-1)
-        if stop - first == 1:
-            asking = np.zeros(len(cells), dtype=np.int64)
+    def __init__(self, vectors: NDArray[Any], starts: Ints) -> None:
+        self._scan, self._score = _compiled(vectors.dtype.name)
+        self._kept = vectors, starts  # whose addresses these are
+        self._vectors, self._starts, self._dim = vectors.ctypes.data, starts.ctypes.data, vectors.shape[1]
+
+    def __call__(self, x: Scores, wanted: Ints, top_k: int, *, num_threads: int = 1) -> tuple[Ints, Scores]:
+        """The nearest vectors of each query among those of its cells, by inner product in fp32.
+
+        Args:
+            x: (B, D) queries, contiguous.
+            wanted: (B, K) int64 in -1..C-1, contiguous, none twice but -1, which is no cell. Nothing here checks it.
+            top_k: M.
+            num_threads: at most, each with some of the queries.
+
+        Returns:
+            numbers: (B, M) int64, best first, ties by number; -1 where there are no more.
+            scores: (B, M); -inf where the number is -1.
+        """
+        numbers = np.full((len(x), top_k), -1, dtype=np.int64)
+        scores = np.full((len(x), top_k), -np.inf, dtype=np.float32)
+        if num_threads > 1 and len(x) > 1:
+            starts, asked = self._kept[1], wanted[wanted >= 0]
+            num_vectors = int((starts[asked + 1] - starts[asked]).sum())
+            num_threads = min(num_threads, len(x), num_vectors // _WORTH_A_THREAD)
+        if num_threads < 2 or len(x) < 2:
+            self._some(x, wanted, numbers, scores)
+        else:
+            bounds = np.linspace(0, len(x), num_threads + 1).astype(int).tolist()
+            parts = [slice(first, stop) for first, stop in pairwise(bounds)]
+            with ThreadPoolExecutor(num_threads) as pool:
+                list(pool.map(lambda part: self._some(x[part], wanted[part], numbers[part], scores[part]), parts))
+        return numbers, scores
+
+    def scores(self, x: Scores, numbers: Ints) -> Scores:
+        """(B, n) inner products of queries (B, D) with the vectors of these numbers (B, n); -inf for -1."""
+        x, numbers = np.ascontiguousarray(x), np.ascontiguousarray(numbers)
+        found = np.empty(numbers.shape, dtype=np.float32)
+        self._score(
+            self._vectors, self._dim, numbers.ctypes.data, len(numbers), numbers.shape[1], x.ctypes.data,
+            found.ctypes.data,
+        )  # fmt: skip
+        return found
+
+    def _some(self, x: Scores, wanted: Ints, numbers: Ints, scores: Scores) -> None:
+        if len(x) == 1 and wanted.size <= len(_FIRST):
+            cells, asking = wanted, _FIRST
         else:  # whoever asks for the same cell stands together
-            order = np.argsort(cells, kind="stable")
-            cells, asking = cells[order], order // wanted.shape[1]
-        run(
-            vectors.ctypes.data, vectors.shape[1], starts.ctypes.data, cells.ctypes.data, asking.ctypes.data,
-            len(cells), x[first:stop].ctypes.data, top_k, numbers[first:stop].ctypes.data,
-            scores[first:stop].ctypes.data,
+            order = np.argsort(wanted, axis=None, kind="stable")
+            cells, asking = wanted.reshape(-1)[order], order // wanted.shape[1]
+        self._scan(
+            self._vectors, self._dim, self._starts, cells.ctypes.data, asking.ctypes.data, cells.size, x.ctypes.data,
+            numbers.shape[1], numbers.ctypes.data, scores.ctypes.data,
         )  # fmt: skip
 
-    num_threads = min(num_threads, len(x))
-    if num_threads > 1:
-        asked = wanted[wanted >= 0]
-        num_threads = min(num_threads, int((starts[asked + 1] - starts[asked]).sum()) // _WORTH_A_THREAD)
-    if num_threads < 2:
-        some(0, len(x))
-    else:
-        bounds = np.linspace(0, len(x), num_threads + 1).astype(int).tolist()
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(some, bounds[:-1], bounds[1:]))
-    return numbers, scores
 
-
+_FIRST: Ints = np.zeros(4096, dtype=np.int64)
 _compiling = threading.Lock()
 
 
-def _compiled(stored: str) -> Callable[..., None]:
-    """The machine code for vectors of this type; one thread makes it, the others wait."""
+def _compiled(stored: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The machine code for vectors of this type, `scan` and `score`; one thread makes it, the others wait."""
     with _compiling:
         return _compile(stored)
 
 
 @cache
-def _compile(stored: str, cpu: str = "") -> Callable[..., None]:
+def _compile(stored: str, cpu: str = "") -> tuple[Callable[..., None], Callable[..., None]]:
     """For vectors of a type, and for another processor of this machine's family where a test asks for one."""
     import llvmlite.binding as llvm
 
@@ -122,8 +135,13 @@ def _compile(stored: str, cpu: str = "") -> Callable[..., None]:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    kind = ctypes.CFUNCTYPE(None, pointer, number, pointer, pointer, pointer, number, pointer, number, pointer, pointer)
-    function: Any = kind(engine.get_function_address("scan"))
-    function.engine = engine  # whose memory the code is
-    return function  # type: ignore[no-any-return]
+    _engines.append(engine)
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    scan = ctypes.CFUNCTYPE(
+        None, address, number, address, address, address, number, address, number, address, address
+    )  # fmt: skip
+    score = ctypes.CFUNCTYPE(None, address, number, address, number, number, address, address)
+    return scan(engine.get_function_address("scan")), score(engine.get_function_address("score"))
+
+
+_engines: list[Any] = []  # whose memory the machine code is

@@ -3,6 +3,7 @@
     scan    every run of pairs (cell, query) with the same cell, a tile of vectors at a time
     tileN   the products of some vectors with N queries
     offer   a score that may be among the best of its query, put where it belongs
+    score   the products of vectors that are known by number
 
 Every function below writes the function of its name; ``b.load`` and the like append an instruction, and nothing is
 computed here.
@@ -25,17 +26,20 @@ _TILE = 256  # vectors that stay in the cache until every query has had them: 38
 _AHEAD_BYTES = 3072
 _LINE_BYTES = 64
 
-_I32, _I64, _F32, _PTR = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
-_STORED: dict[str, Any] = {"float16": ir.HalfType(), "float32": _F32}
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_F32, _PTR = ir.FloatType(), ir.PointerType()
+_STORED: dict[str, Any] = {"float16": ir.HalfType(), "float32": _F32, "uint8": _I8}
+_WIDTH = {"half": 2, "float": 4, "i8": 1}
 _SUM = ir.VectorType(_F32, _LANES)
 
 
 def module_of(stored: str) -> ir.Module:
-    """The module with `scan` for vectors of a type: "float16" or "float32"."""
+    """The module with `scan` and `score` for vectors of a type: "float16", "float32" or "uint8"."""
     module = ir.Module("scan")
     offer = _offer(module)
     tiles = {num: _tile(module, _STORED[stored], num, offer) for num in _TOGETHER}
     _scan(module, tiles)
+    _score(module, _STORED[stored])
     return module
 
 
@@ -89,55 +93,81 @@ def _tile(module: ir.Module, stored: Any, num: int, offer: ir.Function) -> ir.Fu
     kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _I64, _I64, _PTR, _PTR, _I64, _PTR, _PTR])
     function = ir.Function(module, kind, f"tile{num}")
     vectors, dim, start, stop, asking, x, top_k, numbers, scores = function.args
-    prefetch = _declared(module, "llvm.prefetch.p0", ir.VoidType(), [_PTR, _I32, _I32, _I32])
-    fma = _declared(module, f"llvm.fma.v{_LANES}f32", _SUM, [_SUM] * 3)
-    fma_one = _declared(module, "llvm.fma.f32", _F32, [_F32] * 3)
     b = ir.IRBuilder(function.append_basic_block())
-    sums = [[b.alloca(_SUM) for _ in range(_SUMS)] for _ in range(num)]
-    tails = [b.alloca(_F32) for _ in range(num)]
     who = [_item(b, asking, _I64(q), _I64) for q in range(num)]
     queries = [b.gep(x, [b.mul(q, dim)], source_etype=_F32) for q in who]
     places = [b.mul(q, top_k) for q in who]
     theirs = [
         (b.gep(scores, [place], source_etype=_F32), b.gep(numbers, [place], source_etype=_I64)) for place in places
     ]
-    step = _LANES * _SUMS
-    whole = b.and_(dim, _I64(-step))
-    width = 2 if isinstance(stored, ir.HalfType) else 4
     with _steps(b, start, stop, 1) as row:
         vector = b.gep(vectors, [b.mul(row, dim)], source_etype=stored)
-        for each in sums:
-            for one in each:
-                b.store(ir.Constant(_SUM, None), one)
-        with _steps(b, _I64(0), whole, step) as j:
-            here = b.gep(vector, [j], source_etype=stored)
-            for line in range(0, step * width, _LINE_BYTES):
-                ahead = b.gep(here, [_I64(_AHEAD_BYTES + line)], source_etype=ir.IntType(8))
-                b.call(prefetch, [ahead, _I32(0), _I32(3), _I32(1)])  # to read, to keep, data
-            for s in range(_SUMS):
-                at = b.add(j, _I64(s * _LANES))
-                values = b.load(
-                    b.gep(vector, [at], source_etype=stored), typ=ir.VectorType(stored, _LANES), align=width
-                )
-                if stored is not _F32:
-                    values = b.fpext(values, _SUM)
-                for query, each in zip(queries, sums, strict=True):
-                    theirs_here = b.load(b.gep(query, [at], source_etype=_F32), typ=_SUM, align=4)
-                    b.store(b.call(fma, [values, theirs_here, b.load(each[s], typ=_SUM)]), each[s])
-        for tail in tails:
-            b.store(_F32(0.0), tail)
-        with _steps(b, whole, dim, 1) as j:
-            value = _item(b, vector, j, stored)
-            value = value if stored is _F32 else b.fpext(value, _F32)
-            for query, tail in zip(queries, tails, strict=True):
-                b.store(b.call(fma_one, [value, _item(b, query, j, _F32), b.load(tail, typ=_F32)]), tail)
-        for each, tail, (their_scores, their_numbers) in zip(sums, tails, theirs, strict=True):
-            score = b.fadd(_sum(b, [b.load(one, typ=_SUM) for one in each]), b.load(tail, typ=_F32))
+        ahead = b.gep(vector, [_I64(_AHEAD_BYTES)], source_etype=_I8)
+        products = _products(b, stored, vector, ahead, queries, dim)
+        for score, (their_scores, their_numbers) in zip(products, theirs, strict=True):
             worst = _item(b, their_scores, b.sub(top_k, _I64(1)), _F32)
             with b.if_then(b.fcmp_ordered(">=", score, worst), likely=False):
                 b.call(offer, [their_scores, their_numbers, top_k, score, row])
     b.ret_void()
     return function
+
+
+def _score(module: ir.Module, stored: Any) -> None:
+    """`score(vectors, dim, numbers, num_queries, per_query, x, scores)`: of vectors that are named; -inf for -1."""
+    kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _PTR, _I64, _I64, _PTR, _PTR])
+    function = ir.Function(module, kind, "score")
+    vectors, dim, numbers, num_queries, per_query, x, scores = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    last = b.sub(b.mul(num_queries, per_query), _I64(1))
+    with _steps(b, _I64(0), num_queries, 1) as q, _steps(b, _I64(0), per_query, 1) as c:
+        at = b.add(b.mul(q, per_query), c)
+        following = b.add(at, _I64(1))
+        following = b.select(b.icmp_signed("<", following, last), following, last)
+        number, then = _item(b, numbers, at, _I64), _item(b, numbers, following, _I64)
+        place = b.gep(scores, [at], source_etype=_F32)
+        b.store(_F32(float("-inf")), place)
+        with b.if_then(b.icmp_signed(">=", number, _I64(0))):
+            vector, ahead = (b.gep(vectors, [b.mul(n, dim)], source_etype=stored) for n in (number, then))
+            query = b.gep(x, [b.mul(q, dim)], source_etype=_F32)
+            b.store(_products(b, stored, vector, ahead, [query], dim)[0], place)
+    b.ret_void()
+
+
+def _products(b: ir.IRBuilder, stored: Any, vector: Any, ahead: Any, queries: list[Any], dim: Any) -> list[Any]:
+    """The products of a vector with each query, while what lies at `ahead` is asked for."""
+    module = b.module
+    prefetch = _declared(module, "llvm.prefetch.p0", ir.VoidType(), [_PTR, _I32, _I32, _I32])
+    fma = _declared(module, f"llvm.fma.v{_LANES}f32", _SUM, [_SUM] * 3)
+    fma_one = _declared(module, "llvm.fma.f32", _F32, [_F32] * 3)
+    with b.goto_entry_block():
+        sums = [[b.alloca(_SUM) for _ in range(_SUMS)] for _ in queries]
+        tails = [b.alloca(_F32) for _ in queries]
+    for each, tail in zip(sums, tails, strict=True):
+        b.store(_F32(0.0), tail)
+        for one in each:
+            b.store(ir.Constant(_SUM, None), one)
+    width, step = _WIDTH[str(stored)], _LANES * _SUMS
+    whole = b.and_(dim, _I64(-step))
+    with _steps(b, _I64(0), whole, step) as j:
+        line = b.gep(ahead, [b.mul(j, _I64(width))], source_etype=_I8)
+        for more in range(0, step * width, _LINE_BYTES):
+            there = b.gep(line, [_I64(more)], source_etype=_I8)
+            b.call(prefetch, [there, _I32(0), _I32(3), _I32(1)])  # to read, to keep, data
+        for s in range(_SUMS):
+            at = b.add(j, _I64(s * _LANES))
+            some = b.gep(vector, [at], source_etype=stored)
+            values = _floats(b, b.load(some, typ=ir.VectorType(stored, _LANES), align=width), _SUM)
+            for query, each in zip(queries, sums, strict=True):
+                theirs = b.load(b.gep(query, [at], source_etype=_F32), typ=_SUM, align=4)
+                b.store(b.call(fma, [values, theirs, b.load(each[s], typ=_SUM)]), each[s])
+    with _steps(b, whole, dim, 1) as j:
+        value = _floats(b, _item(b, vector, j, stored), _F32)
+        for query, tail in zip(queries, tails, strict=True):
+            b.store(b.call(fma_one, [value, _item(b, query, j, _F32), b.load(tail, typ=_F32)]), tail)
+    return [
+        b.fadd(_sum(b, [b.load(one, typ=_SUM) for one in each]), b.load(tail, typ=_F32))
+        for each, tail in zip(sums, tails, strict=True)
+    ]
 
 
 def _offer(module: ir.Module) -> ir.Function:
@@ -189,6 +219,13 @@ def _sum(b: ir.IRBuilder, sums: list[Any]) -> Any:
         )
         total = b.fadd(low, high)
     return b.extract_element(total, _I32(0))
+
+
+def _floats(b: ir.IRBuilder, values: Any, kind: Any) -> Any:
+    stored = str(getattr(values.type, "element", values.type))
+    if stored == "float":
+        return values
+    return b.fpext(values, kind) if stored == "half" else b.uitofp(values, kind)
 
 
 def _item(b: ir.IRBuilder, array: Any, at: Any, kind: Any) -> Any:

@@ -1,6 +1,6 @@
 """Coded vectors sorted by cell, and the search among those of a few cells.
 
-fp16 and fp32 are scanned by `hedwig.index.kernel`, sq8 and pq by FAISS, and so is everything on a processor for which
+fp16, fp32 and sq8 are scanned by `hedwig.index.kernel`, pq by FAISS, and so is everything on a processor for which
 there is no kernel. Neither owns what it scans: the lists of a FAISS IVF index are made to point into one flat array,
 mapped from disk or in memory, so opening copies nothing and FAISS parses nothing. FAISS answers with (list, offset)
 pairs; the row is `starts[list] + offset`, and no array of ids exists.
@@ -52,8 +52,12 @@ class Segment:
     starts: Ints
 
     def __post_init__(self) -> None:
-        if self._in_kernel:
-            kernel.prepare(self.originals.dtype.name)
+        codes = originals = None
+        if kernel.is_available():
+            originals = kernel.Scan(self.originals, self.starts)
+            codes = kernel.Scan(self.codes, self.starts) if self.codec == "sq8" else originals
+        object.__setattr__(self, "_originals", originals)
+        object.__setattr__(self, "_codes", None if self.codec == "pq" else codes)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -78,12 +82,17 @@ class Segment:
         return self.codec in ("sq8", "pq")
 
     def candidates(self, x: Scores, wanted: Ints, num: int) -> tuple[Ints, Scores]:
-        """The nearest (B, num) by their codes, best first, ties by number; arguments as in `search`."""
+        """The nearest (B, num) by their codes, best first, ties by number; arguments as in `search`.
+
+        Their scores compare with others of the same query: those of sq8 lack what all its candidates have in common.
+        """
         if not len(x) or not wanted.shape[1] or not len(self):
             return np.full((len(x), num), -1, dtype=np.int64), np.full((len(x), num), -np.inf, dtype=np.float32)
-        if self._in_kernel:
-            num_threads = faiss.omp_get_max_threads()
-            return kernel.scan(self.originals, self.starts, x, wanted, num, num_threads=num_threads)
+        scan: kernel.Scan | None = self._codes  # type: ignore[attr-defined]
+        if scan is not None:
+            if self.codec == "sq8":  # of a component least + span (code + 1/2) / 255 only the code is the vector's
+                x = x * (self.codebook[1] / np.float32(255))
+            return scan(x, wanted, num, num_threads=faiss.omp_get_max_threads())
         most = num + 1
         while True:
             numbers, scores = self._scan(x, wanted, most)
@@ -102,10 +111,6 @@ class Segment:
         """All vectors in order, a block at a time."""
         for block in codecs.blocks(len(self)):
             yield self.vectors(block)
-
-    @property
-    def _in_kernel(self) -> bool:
-        return not self.is_coded and kernel.is_available()
 
     def _scan(self, x: Scores, wanted: Ints, top_k: int) -> tuple[Ints, Scores]:
         """Query by query through FAISS."""
@@ -153,8 +158,11 @@ class Segment:
     def scored(self, x: Scores, found: Ints) -> Scores:
         """(B, n) inner products of queries (B, D) with the originals of vectors (B, n); -inf for -1.
 
-        By einsum: a matrix product of NumPy's rounds by where in the matrix a vector stands.
+        Without a kernel by einsum: a matrix product of NumPy's rounds by where in the matrix a vector stands.
         """
+        by_kernel: kernel.Scan | None = self._originals  # type: ignore[attr-defined]
+        if by_kernel is not None:
+            return by_kernel.scores(x, found)
         scores = np.empty(found.shape, dtype=np.float32)
         for start in range(0, len(found), 64):  # 64 x 32 x 768 candidates are 6 MB
             some = slice(start, start + 64)

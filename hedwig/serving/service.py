@@ -26,6 +26,7 @@ from hedwig.serving.limits import INLINE_ROWS, Gate, Limits, check_image, refusa
 from hedwig.serving.metrics import Metrics
 from hedwig.serving.precision import coarsen, whole, withhold_neighbours
 from hedwig.serving.releases import Locator, Release
+from hedwig.serving.together import Together
 
 if TYPE_CHECKING:
     from hedwig.serving.bodies import Asked, Place
@@ -97,7 +98,7 @@ class Service:
         self.limits, self.gate = limits, gate or Gate(limits)
         self.metrics = metrics or Metrics()
         self.min_precision_km = min_precision_km
-        self._decode = decode
+        self._decode, self._together = decode, Together()
         self._load = None if isinstance(locator, Locator) else locator
         self._info, self._cells = dict(info or {}), cells
         self._reason = "The model and the index are being loaded."
@@ -223,21 +224,26 @@ class Service:
     async def neighbours(self, release: Release, asked: Asked, timings: Timings, *, top_k: int) -> Answer:
         """The columns of a `NeighboursAnswer`."""
         self.refuse_withheld()
-        columns: dict[str, NDArray[Any]] = {"image_embedding": asked.image}
-        if asked.text is not None:
-            columns["text_embedding"] = asked.text
-        if asked.frames is not None:
-            columns["frame_embeddings"] = asked.frames
+        named = ("image_embedding", asked.image), ("text_embedding", asked.text), ("frame_embeddings", asked.frames)
+        columns = {name: column for name, column in (*named, ("cells", asked.cells)) if column is not None}
+
+        def search(columns: Mapping[str, NDArray[Any]]) -> Mapping[str, list[Any]]:
+            embedded = {name: column for name, column in columns.items() if name != "cells"}
+            return release.locator.neighbours(embedded, top_k, cells=columns.get("cells"))
 
         def work() -> Answer:
             with timings.stage("search"):
-                return dict(release.locator.neighbours(columns, top_k, cells=asked.cells))
+                return dict(search(columns))
 
         try:
-            inline = len(asked.image) <= INLINE_ROWS and release.locator.searches_here
-            return work() if inline else await self._run(work, timings)
+            if len(asked.image) > INLINE_ROWS or not release.locator.searches_here:
+                return await self._run(work, timings)  # type: ignore[no-any-return]
+            shapes = tuple((name, column.shape[1:]) for name, column in columns.items())
+            answer, seconds = await self._together.search((id(release), top_k, shapes), columns, search)
         except ValueError as error:
             raise refusal("bad_body", str(error)[:500]) from None
+        timings.add("search", seconds)
+        return dict(answer)
 
     async def _worked(
         self,

@@ -1,0 +1,102 @@
+"""Searches that are there at the same moment, done as one.
+
+The geolocator reads its weights once for a batch and once for a single embedding, and the index reads a cell once for
+all that ask for it, so five requests that arrived together cost little more than one. Nobody waits for somebody who has
+not come: a search runs at the next turn of the event loop, with whatever else that turn brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Together"]
+
+Columns = Mapping[str, NDArray[Any]]
+Answer = Mapping[str, Sequence[Any]]
+
+_MOST_ROWS = 64  # at once: the loop does nothing else meanwhile
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    kind: Hashable
+    columns: Columns
+    search: Callable[[Columns], Answer]
+    answer: asyncio.Future[tuple[Answer, float]]
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+class Together:
+    """Calls to searches on one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Call] = []
+
+    async def search(
+        self, kind: Hashable, columns: Columns, search: Callable[[Columns], Answer]
+    ) -> tuple[Answer, float]:
+        """What `search` answers for these columns, and the seconds that it took, with others of its kind.
+
+        Args:
+            kind: searches of one kind are the same function, and their columns can be put one after the other.
+            columns: each with B rows; B is at least 1.
+            search: called on this loop; of its answer every value has an entry for each row.
+
+        Raises:
+            Whatever `search` raises for these columns alone.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(kind, columns, search, loop.create_future())
+        self._waiting.append(call)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._run)
+        return await call.answer
+
+    def _run(self) -> None:
+        calls = [call for call in self._waiting if not call.answer.done()]  # else its caller has gone
+        self._waiting = []
+        calls.sort(key=lambda call: hash(call.kind))
+        for _, some in groupby(calls, key=lambda call: call.kind):
+            group: list[_Call] = []
+            num_rows = 0
+            for call in some:
+                if group and num_rows + call.num_rows > _MOST_ROWS:
+                    _search(group)
+                    group, num_rows = [], 0
+                group.append(call)
+                num_rows += call.num_rows
+            _search(group)
+
+
+def _search(calls: list[_Call]) -> None:
+    """One search for all calls; where that fails, each alone, so that the fault finds whose it is."""
+    first, began = calls[0], time.perf_counter()
+    try:
+        if len(calls) == 1:
+            first.answer.set_result((first.search(first.columns), time.perf_counter() - began))
+            return
+        joined = {name: np.concatenate([call.columns[name] for call in calls]) for name in first.columns}
+        found = first.search(joined)
+    except Exception as error:
+        if len(calls) == 1:
+            first.answer.set_exception(error)
+            return
+        for call in calls:
+            _search([call])
+        return
+    seconds, start = time.perf_counter() - began, 0
+    for call in calls:
+        stop = start + call.num_rows
+        call.answer.set_result(({name: column[start:stop] for name, column in found.items()}, seconds))
+        start = stop
