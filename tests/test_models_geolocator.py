@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,3 +178,35 @@ def test_pool_of_another_number_of_frames_is_refused(tmp_path: Path) -> None:
     del card["config"]["num_frames"]
     (tmp_path / "old" / "model.json").write_text(json.dumps(card))
     assert Geolocator.load(tmp_path / "old").config == SMALL
+
+
+def test_kept_directions_follow_the_weights() -> None:
+    config = replace(SMALL, cosine=True)
+    model, image, text = build(config), torch.ones(2, 6), torch.ones(2, 4)
+    model.requires_grad_(False)
+
+    def now() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(image, text)[1].clone()
+
+    def as_written() -> torch.Tensor:
+        fresh = Geolocator(config)
+        fresh.load_state_dict(model.state_dict())
+        return fresh.eval()(image, text)[1].detach()
+
+    for change in (
+        lambda: None,
+        lambda: model.classifier.weight.mul_(-2),
+        lambda: model.load_state_dict(build(config, 1).state_dict()),
+        lambda: model.load_state_dict(build(config, 2).state_dict(), assign=True),
+        lambda: model.double().float(),
+    ):
+        change()
+        for _ in range(2):
+            assert torch.equal(now(), as_written())
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(copied(image, text)[1], now())
+    model.requires_grad_(True)
+    model(image, text)[1].sum().backward()
+    torch.optim.SGD(model.parameters(), 0.5).step()
+    assert torch.equal(now(), as_written())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,7 @@ class Geolocator(nn.Module):
         self.projection = nn.Linear(config.hidden_dim or input_dim, config.projection_dim)
         self.classifier = nn.Linear(config.projection_dim, config.num_cells, bias=not config.cosine)
         self.log_scale = nn.Parameter(torch.tensor(INITIAL_SCALE).log()) if config.cosine else None
+        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, image: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Project and classify.
@@ -103,7 +105,7 @@ class Geolocator(nn.Module):
             logits: Tensor = self.classifier(projection)
         else:
             scale = self.log_scale.exp().clamp(max=100.0)  # CLIP's bound: beyond it training diverges
-            logits = scale * F.linear(projected, F.normalize(self.classifier.weight, dim=-1))
+            logits = scale * F.linear(projected, self._directions())
         return projected, logits / self.config.temperature
 
     def pool(self, image: Tensor) -> Tensor:
@@ -118,6 +120,17 @@ class Geolocator(nn.Module):
             return image
         weights = (INITIAL_SCALE * (image @ self.query)).softmax(dim=1)
         return F.normalize((weights[:, :, None] * image).sum(dim=1), dim=-1)
+
+    def _directions(self) -> Tensor:
+        """(C, P) unit vectors of the geocells, kept where nobody trains them: making them takes longest of all."""
+        weight = self.classifier.weight
+        if weight.requires_grad:
+            return F.normalize(weight, dim=-1)
+        made_of = (weight._version, weight.data_ptr(), weight.device, weight.dtype, tuple(weight.shape))
+        if self._kept is None or self._kept[0] != made_of:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = made_of, F.normalize(weight.detach(), dim=-1)
+        return self._kept[1]
 
     def _input(self, image: Tensor, text: Tensor | None) -> Tensor:
         image = self.pool(image)

@@ -65,7 +65,7 @@ def load_retriever(run: str, *, device: str = "cpu", open_index: OpenIndex | Non
         cells = Geocells.load(folder).table
     with storage.local_copy(storage.join(run, "geolocator")) as folder:
         _check_files(folder, manifests["geolocator"], "geolocator")
-        geolocator = Geolocator.load(folder, device=_device(device))
+        geolocator = Geolocator.load(folder, device=_device(device)).requires_grad_(False)
     with _index_folder(run, whole=open_index is None) as folder:
         _check_files(folder, manifests["index"], "index", but=INDEX_FILES)
         index = (open_index or GeocellIndex.open)(folder, manifests["index"].files)

@@ -13,6 +13,7 @@ import ipaddress
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
@@ -133,7 +134,7 @@ class Access:
         needed = ROUTE_SCOPES.get(path)
         if path in ROUTE_SCOPES and needed is None:
             return
-        address = f"address {_network(scope)}"
+        address = f"address {_network((scope.get('client') or ('unknown', 0))[0])}"
         if self._keys is None:
             caller, refused = Caller(None, frozenset(SCOPES), address), None
         else:
@@ -166,9 +167,9 @@ class Access:
         return Caller(key.id, frozenset(key.scopes), f"key {key.id}"), None
 
 
-def _network(scope: Scope) -> str:
+@lru_cache(maxsize=1024)
+def _network(host: str) -> str:
     """The address to count by: one IPv4 address, or the /64 of an IPv6 one, which one host has to itself."""
-    host = (scope.get("client") or ("unknown", 0))[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -223,11 +223,14 @@ class Gate:
             raise self._later("overloaded", text)
         self._admitted += 1
         try:
-            try:
-                async with asyncio.timeout(limits.request_timeout_s):
-                    await self._places.acquire()
-            except TimeoutError:
-                raise self._later("overloaded", f"No place was free for {limits.request_timeout_s:g} s.") from None
+            if not self._places.locked():
+                await self._places.acquire()  # at once
+            else:
+                try:
+                    async with asyncio.timeout(limits.request_timeout_s):
+                        await self._places.acquire()
+                except TimeoutError:
+                    raise self._later("overloaded", f"No place was free for {limits.request_timeout_s:g} s.") from None
             try:
                 yield
             finally:
