@@ -35,6 +35,7 @@ __all__ = ["Retriever"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 LEAST_FLOOR_KM = 1.0  # no answer claims to know the house number
+_ROWS_AT_ONCE = 32  # of a posterior that is only looked at: it stays in the cache, and no memory is asked for again
 _EMBEDDINGS, _REFINEMENTS = ("projected", "image", "whitened"), ("neighbour", "cell", "mean", "prototype")
 _LIST_TYPES = {"cell_ids": np.int32, "cell_probs": np.float32, "neighbour_ids": object, "neighbour_scores": np.float32}
 
@@ -270,12 +271,8 @@ class Retriever:
             ValueError: as in `retrieve`, and cells that there are not.
         """
         asked = np.asarray(queries)
-        log_posterior = self._log_posterior(logits, len(asked))
-        line = np.arange(len(asked))[:, None]
         if cells is None:
-            chosen = largest(log_posterior, self.num_cells)
-            log_probs = log_posterior[line, chosen]
-            self._close(chosen, log_probs)
+            chosen = np.empty((len(asked), self.num_cells), dtype=np.int64)
         else:
             chosen = np.ascontiguousarray(cells, dtype=np.int64)
             if (
@@ -289,7 +286,18 @@ class Retriever:
             ordered = np.sort(chosen, axis=1)
             if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
                 raise ValueError("A cell is named twice for one query; name each once.")
-            log_probs = log_posterior[line, chosen]
+        z = self._checked_logits(logits, len(asked))
+        log_probs = np.zeros(chosen.shape)
+        weighed = self.log_prob_weight != 0 or self.cell_mass is not None  # else only their order counts
+        for start in range(0, len(asked), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            values = log_softmax(z[some].astype(np.float64)) if weighed else z[some]
+            if cells is None:
+                chosen[some] = largest(values, self.num_cells)
+            if weighed:
+                log_probs[some] = np.take_along_axis(values, chosen[some], axis=1)
+        if cells is None and weighed:
+            self._close(chosen, log_probs)
         rows, scores, _ = self._neighbours(asked, chosen, log_probs, num)
         return chosen, rows, scores
 
@@ -300,14 +308,17 @@ class Retriever:
         return other
 
     def _log_posterior(self, logits: ArrayLike, num_rows: int) -> Floats:
-        z = np.asarray(logits, dtype=np.float64)
+        return log_softmax(self._checked_logits(logits, num_rows).astype(np.float64))
+
+    def _checked_logits(self, logits: ArrayLike, num_rows: int) -> NDArray[Any]:
+        z = np.asarray(logits)
         wanted = (num_rows, self.index.num_cells)
         if z.shape != wanted or not np.isfinite(z).all():
             raise ValueError(
                 f"logits must be finite and {wanted}, got {z.shape} with {int((~np.isfinite(z)).sum())} values that "
                 "are not."
             )
-        return log_softmax(z)
+        return z
 
     def _close(self, cells: Ints, log_probs: Floats) -> Floats:
         """Write -1 over the cells (B, K) beyond the gate; the probabilities (B, K) of all of them."""

@@ -149,7 +149,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     too_large = refusal("body_too_large", f"{text}; at most {max_bytes:,} are accepted.", headers=_CLOSE)
     if declared > _DRAINED * max_bytes:
         raise too_large
-    body = bytearray()
+    chunks: list[bytes] = []
     arrived = 0
     try:
         async with asyncio.timeout(timeout_s):
@@ -158,9 +158,9 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
                 if arrived > _DRAINED * max_bytes:
                     break
                 if max(arrived, declared) <= max_bytes:
-                    body += chunk
+                    chunks.append(chunk)
                 else:
-                    body.clear()
+                    chunks.clear()
     except TimeoutError:
         if max(arrived, declared) <= max_bytes:
             text = f"Only {arrived:,} bytes of the body arrived within {timeout_s:g} s."
@@ -169,9 +169,9 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         raise refusal("body_incomplete", f"The connection ended after {arrived:,} bytes of the body.") from None
     if max(arrived, declared) > max_bytes:
         raise too_large
-    if not body:
+    if not arrived:
         raise refusal("empty_body", "The request body is empty (0 bytes).")
-    return bytes(body)
+    return b"".join(chunks)  # of one chunk, itself
 
 
 def check_image(data: bytes, limits: Limits) -> tuple[int, int]:
@@ -208,8 +208,9 @@ class Gate:
         self._limits = limits
         self._admitted = 0
         self._places = asyncio.Semaphore(limits.max_ongoing_requests)
-        # The executor must never queue: a queued item would hold its body after its caller has been refused.
-        self._free = asyncio.Semaphore(limits.num_threads)
+        # One lies ready for the thread that ends next, which would otherwise wait for the loop. No more: a queued item
+        # would hold its body after its caller has been refused.
+        self._free = asyncio.Semaphore(limits.num_threads + 1)
         self._executor = ThreadPoolExecutor(limits.num_threads, thread_name_prefix="hedwig-locate")
         self._started: dict[int, float] = {}
         self._lock = threading.Lock()
@@ -243,18 +244,21 @@ class Gate:
         loop = asyncio.get_running_loop()
         timeout_s = self._limits.request_timeout_s
 
-        def finished(future: Future[T]) -> None:
+        def started() -> T:
             with self._lock:
-                self._started.pop(id(future), None)
+                self._started[id(started)] = time.monotonic()
+            return work()
+
+        def finished(_: Future[T]) -> None:
+            with self._lock:
+                self._started.pop(id(started), None)
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for a thread any more
                 loop.call_soon_threadsafe(self._free.release)
 
         try:
             async with asyncio.timeout(timeout_s):
                 await self._free.acquire()
-                future = self._executor.submit(work)
-                with self._lock:
-                    self._started[id(future)] = time.monotonic()
+                future = self._executor.submit(started)
                 future.add_done_callback(finished)
                 return await asyncio.wrap_future(future)
         except TimeoutError:
