@@ -61,7 +61,9 @@ def test_every_listener_and_every_replica_is_on_loopback(tmp_path):
     servers = [line.split()[2] for line in lines if line.strip().startswith("server ")]
     assert servers == ["127.0.0.1:30001", "127.0.0.1:8500"]
     assert f"    stats socket {tmp_path}/admin.sock mode 600 level admin expose-fd listeners" in lines
-    assert len(lines) == len(CONFIG.splitlines())  # and nothing else was touched
+    added = ["  tune.memory.hot-size 67108864", "  no-memory-trimming"]
+    assert lines[:3] == ["global", *added]
+    assert len(lines) == len(CONFIG.splitlines()) + len(added)  # and nothing else was touched
     assert "    use_backend hedwig if is_hedwig" in lines
 
 

@@ -27,7 +27,10 @@ __all__ = ["FENCED_HOST", "fenced_haproxy", "haproxy_binary"]
 
 FENCED_HOST = "127.0.0.1"
 
-_BUFFER_BYTES = 2 * 1024**2  # a panorama of 2048 x 1024 as JPEG is below it; what is larger is not repeated
+# A panorama of 2048 x 1024 as JPEG is below it; what is larger is not repeated here, but by `hedwig.Client`. HAProxy
+# copies a whole buffer for every request that it may have to repeat, however short: 2 MiB cost a third of the rate.
+_BUFFER_BYTES = 1024**2
+_KEPT_BYTES = 64 * _BUFFER_BYTES  # else it gives every buffer back, and asks the system for it again
 _MAX_CONNECTIONS = 512  # each may fill two buffers
 _SWITCH, _BINARY = "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"
 
@@ -42,6 +45,7 @@ done
 sed -E \
   -e 's/^( *bind +)[^ ,]*:([0-9]+)/\1{host}:\2/' \
   -e 's/^( *server +[^ ]+ +)[^ ]+:([0-9]+)/\1{host}:\2/' \
+  -e 's/^( *)global *$/&\n  tune.memory.hot-size {kept}\n  no-memory-trimming/' \
   -e 's/^( *stats socket .* mode +)[0-7]+/\1600/' \
   "$config" > "$config.fenced"
 if grep -E '^ *bind( |$)' "$config.fenced" | grep -qvE '^ *bind +{escaped}:[0-9]+( |$)'; then
@@ -84,7 +88,9 @@ def fenced_haproxy(binary: str) -> Iterator[None]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "haproxy"
     text = _SCRIPT.replace("{escaped}", FENCED_HOST.replace(".", r"\."))
-    script.write_text(text.replace("{host}", FENCED_HOST).replace("{binary}", shlex.quote(binary)))
+    script.write_text(
+        text.replace("{host}", FENCED_HOST).replace("{binary}", shlex.quote(binary)).replace("{kept}", str(_KEPT_BYTES))
+    )
     script.chmod(0o700)
     stats, metrics, fallback, replicas = _free_ports()
     settings = {
