@@ -166,6 +166,24 @@ def test_work_that_hangs_keeps_its_thread_but_not_its_caller():
     asyncio.run(scenario())
 
 
+def test_what_lies_ready_for_a_thread_is_not_begun_once_its_caller_has_gone():
+    gate = Gate(Limits(request_timeout_s=0.2, num_threads=1))
+    release, begun = threading.Event(), []
+
+    async def scenario():
+        first = asyncio.ensure_future(gate.run(lambda: release.wait(10)))
+        await asyncio.sleep(0.1)
+        second = asyncio.ensure_future(gate.run(lambda: begun.append("second")))
+        for one in (first, second):
+            with refused("too_slow"):
+                await one
+        release.set()
+        assert await gate.run(lambda: "third") == "third"
+        assert begun == []
+
+    asyncio.run(scenario())
+
+
 def test_places_come_back_after_an_error():
     gate = Gate(Limits(max_ongoing_requests=1, max_queued_requests=0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 
 import httpx
 import numpy as np
@@ -41,11 +42,12 @@ def run(calls):
 
 
 def test_calls_of_one_moment_are_one_search_and_each_has_its_own_rows():
-    search, together = Doubling(), Together()
+    sizes = []
+    search, together = Doubling(), Together(sizes.append)
     found = run([together.search("a", columns(1), search), together.search("a", columns(2, 3), search)])
     assert (found, search.asked) == ([[2], [4, 6]], [[1, 2, 3]])
     assert run([together.search("a", columns(4), search)]) == [[8]]
-    assert search.asked[1:] == [[4]]
+    assert (search.asked[1:], sizes) == ([[4]], [3, 1])
 
 
 def test_what_differs_in_kind_is_searched_apart():
@@ -107,6 +109,10 @@ def test_requests_of_one_moment_are_answered_as_they_are_alone(cells):
 
     together, num_searches, alone = asyncio.run(ask())
     assert [one.status_code for one in together] == [200] * 5 + [400]
+    counted = re.search(
+        r'hedwig_batch_size_sum\{[^}]*route="/v1/neighbours"\} (\S+)', app.state.service.metrics.text().decode()
+    )
+    assert float(counted[1]) == 2 * 6  # what was refused is not counted
     for one, other in zip(together, alone, strict=True):
         assert {**one.json(), "timings_ms": 0} == {**other.json(), "timings_ms": 0}
     if cells is None:

@@ -21,7 +21,7 @@ __all__ = ["register", "versions_text"]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-_PACKAGES = ("ray", "torch", "open_clip_torch", "faiss-cpu", "numpy", "pyarrow", "Pillow", "simplejpeg")
+_PACKAGES = ("ray", "torch", "open_clip_torch", "faiss-cpu", "llvmlite", "numpy", "pyarrow", "Pillow", "simplejpeg")
 _RAY_PORTS = {6379: "GCS", 8265: "dashboard and job API", 10001: "client server"}
 config_app = typer.Typer(no_args_is_help=True, help="Show an experiment as it would run, or the schema of the file.")
 

@@ -76,7 +76,6 @@ def vector_routes(service: Service) -> APIRouter:
                 )
             await charge(request, len(asked.image) - 1)
             answer = await service.neighbours(release, asked, timings, top_k=query.top_k)
-        service.metrics.batch("/v1/neighbours", len(asked.image))
         return json_response({**answer, **service.finish(release, timings)})
 
     @router.post(

@@ -36,6 +36,7 @@ __all__ = ["Service", "Timings"]
 _log = logging.getLogger(__name__)
 
 _EVERYTHING = 0.0
+_NEIGHBOURS = "/v1/neighbours"
 
 Pixels = NDArray[np.uint8]
 Answer = dict[str, Any]
@@ -98,7 +99,8 @@ class Service:
         self.limits, self.gate = limits, gate or Gate(limits)
         self.metrics = metrics or Metrics()
         self.min_precision_km = min_precision_km
-        self._decode, self._together = decode, Together()
+        self._decode = decode
+        self._together = Together(lambda size: self.metrics.batch(_NEIGHBOURS, size))
         self._load = None if isinstance(locator, Locator) else locator
         self._info, self._cells = dict(info or {}), cells
         self._reason = "The model and the index are being loaded."
@@ -237,7 +239,9 @@ class Service:
 
         try:
             if len(asked.image) > INLINE_ROWS or not release.locator.searches_here:
-                return await self._run(work, timings)  # type: ignore[no-any-return]
+                answer = await self._run(work, timings)
+                self.metrics.batch(_NEIGHBOURS, len(asked.image))
+                return answer  # type: ignore[no-any-return]
             shapes = tuple((name, column.shape[1:]) for name, column in columns.items())
             answer, seconds = await self._together.search((id(release), top_k, shapes), columns, search)
         except ValueError as error:

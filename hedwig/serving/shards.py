@@ -35,15 +35,13 @@ class ShardReplica:
         run: Run folder; its published version is loaded before the first question, others when they are asked for.
         shard: Which, from 0.
         num_shards: Of how many.
-        num_threads: Of torch and faiss; as in the replicas that ask, so that products round alike.
+        num_threads: Of the search.
         keep_s: How long a version stays loaded that nobody asks for.
     """
 
     def __init__(self, run: str, shard: int, num_shards: int, num_threads: int = 1, keep_s: float = 120.0) -> None:
         import faiss
-        import torch
 
-        torch.set_num_threads(num_threads)
         faiss.omp_set_num_threads(num_threads)
         self._shard, self._num_shards = shard, num_shards
         self._versions = Versions(self._open, keep_s=keep_s)

@@ -40,10 +40,15 @@ class _Call:
 
 
 class Together:
-    """Calls to searches on one event loop."""
+    """Calls to searches on one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        count: Told the rows of every search that succeeded.
+    """
+
+    def __init__(self, count: Callable[[int], object] = lambda _: None) -> None:
         self._waiting: list[_Call] = []
+        self._count = count
 
     async def search(
         self, kind: Hashable, columns: Columns, search: Callable[[Columns], Answer]
@@ -77,31 +82,31 @@ class Together:
             num_rows = 0
             for call in some:
                 if group and num_rows + call.num_rows > _MOST_ROWS:
-                    _search(group)
+                    self._search(group)
                     group, num_rows = [], 0
                 group.append(call)
                 num_rows += call.num_rows
-            _search(group)
+            self._search(group)
 
-
-def _search(calls: list[_Call]) -> None:
-    """One search for all calls; where that fails, each alone, so that the fault finds whose it is."""
-    first, began = calls[0], time.perf_counter()
-    try:
-        if len(calls) == 1:
-            first.answer.set_result((first.search(first.columns), time.perf_counter() - began))
+    def _search(self, calls: list[_Call]) -> None:
+        """One search for all calls; where that fails, each alone, so that the fault finds whose it is."""
+        first, began = calls[0], time.perf_counter()
+        try:
+            if len(calls) == 1:
+                found = first.search(first.columns)
+            else:
+                names = first.columns
+                found = first.search({name: np.concatenate([call.columns[name] for call in calls]) for name in names})
+        except Exception as error:
+            if len(calls) == 1:
+                first.answer.set_exception(error)
+                return
+            for call in calls:
+                self._search([call])
             return
-        joined = {name: np.concatenate([call.columns[name] for call in calls]) for name in first.columns}
-        found = first.search(joined)
-    except Exception as error:
-        if len(calls) == 1:
-            first.answer.set_exception(error)
-            return
+        seconds, start = time.perf_counter() - began, 0
         for call in calls:
-            _search([call])
-        return
-    seconds, start = time.perf_counter() - began, 0
-    for call in calls:
-        stop = start + call.num_rows
-        call.answer.set_result(({name: column[start:stop] for name, column in found.items()}, seconds))
-        start = stop
+            stop = start + call.num_rows
+            call.answer.set_result(({name: column[start:stop] for name, column in found.items()}, seconds))
+            start = stop
+        self._count(start)
