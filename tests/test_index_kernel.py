@@ -110,6 +110,20 @@ def test_halves_of_every_size_are_read_as_they_are() -> None:
     np.testing.assert_array_equal(np.sort(numbers), np.arange(len(halves)).reshape(cells, 256))
 
 
+def test_what_is_not_in_the_form_of_its_memory_is_refused() -> None:
+    vectors, queries, wanted = world(33, 2, np.float16)
+    scan = kernel.Scan(vectors, STARTS)
+    for x, cells in (
+        (queries[:, :32], wanted),
+        (queries.astype(np.float64), wanted),
+        (queries, wanted.astype(np.int32)),
+        (queries, wanted[:1]),
+        (queries[0], wanted[0]),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            scan(x, cells, 3)
+
+
 def test_the_program_asks_for_memory_ahead_and_is_written_for_every_type() -> None:
     for stored in ("float16", "float32", "uint8"):
         text = str(kernel_code.module_of(stored))

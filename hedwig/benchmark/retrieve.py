@@ -32,7 +32,7 @@ __all__ = ["RetrievalFigures", "measure_retrieval"]
 TOP_K = 5
 Maker = Callable[[who.World, int], who.Contender | None]
 FP16, IVF, FLAT = "hedwig fp16", "faiss IVFFlat geocells fp32", "faiss flat"
-HNSW_MOST = 300_000  # more take tens of minutes to build
+HNSW_MOST = 1_000_000  # more take tens of minutes to build
 _EXHAUSTIVE_CALLS = {1: 3, 64: 1}  # per round; batches above 64 are left out: seconds a call
 
 

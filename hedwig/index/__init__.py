@@ -1,7 +1,7 @@
 """The reference embeddings, one inverted list per geocell, searched only in the cells that the classifier names.
 
-It is a FAISS IVF index whose lists *are* the geocells: there is no trained quantiser, and `search_preassigned` takes
-the place of the coarse search. A global k-means or graph index answers about 12 % of the queries from outside the
+It is an inverted file whose lists *are* the geocells: there is no trained quantiser, and the classifier takes the place
+of the coarse search. A global k-means or graph index answers about 12 % of the queries from outside the
 predicted cells, so filtering afterwards is another algorithm. Rows are sorted by (cell, pano_id), so the same
 references make the same bytes in whatever order they arrive. Nothing here knows what a probability is: see
 `hedwig.retrieve`.
@@ -9,7 +9,8 @@ references make the same bytes in whatever order they arrive. Nothing here knows
     files      what lies on disk, and the digests that it must pass before anything reads it
     codecs     fp16, fp32, sq8, pq
     building   sorting, in memory or past it
-    segment    one sorted array of codes, and the search in it; products: the part of that which torch does
+    segment    one sorted array of codes, and the search in it
+    kernel     the scan itself, compiled for the processor; kernel_code: its program; products: the scan on a GPU
     stored     a segment with its rows, written and read
     exact      the reference in numpy
     names      a column of names that is read when asked

@@ -3,7 +3,7 @@
 fp16 is the default: it reads half the bytes of fp32 and reading is the limit, and its answers are those of fp32. sq8
 and pq are for indices that do not fit into memory: what they find is scored again on the fp16 originals, which lie in
 a file of their own and of which only the candidates are read. Cell centres are not in the embedding space, so nothing
-is coded as a residual. Formulas are FAISS's (`ScalarQuantizer` QT_8bit, `ProductQuantizer`), which scans the codes.
+is coded as a residual. Formulas are FAISS's (`ScalarQuantizer` QT_8bit, `ProductQuantizer`).
 
 What a codec learns does not depend on the order of arrival: sq8 keeps the extremes of every component, pq runs k-means
 on rows at even distances in the index's own order, by one thread.

@@ -62,14 +62,23 @@ class Scan:
 
         Args:
             x: (B, D) queries, contiguous.
-            wanted: (B, K) int64 in -1..C-1, contiguous, none twice but -1, which is no cell. Nothing here checks it.
+            wanted: (B, K) int64, contiguous, none twice but -1, which is no cell. That they lie in -1..C-1 is for the
+                caller to check: what they name is read.
             top_k: M.
             num_threads: at most, each with some of the queries.
 
         Returns:
             numbers: (B, M) int64, best first, ties by number; -1 where there are no more.
             scores: (B, M); -inf where the number is -1.
+
+        Raises:
+            ValueError: arrays of another shape or type.
         """
+        if x.shape[1:] != (self._dim,) or wanted.shape[:-1] != x.shape[:1] or (x.dtype, wanted.dtype) != _TYPES:
+            raise ValueError(
+                f"x must be (B, {self._dim}) float32 and wanted (B, K) int64; got {x.shape} {x.dtype} and "
+                f"{wanted.shape} {wanted.dtype}."
+            )
         numbers = np.full((len(x), top_k), -1, dtype=np.int64)
         scores = np.full((len(x), top_k), -np.inf, dtype=np.float32)
         if num_threads > 1 and len(x) > 1:
@@ -107,6 +116,7 @@ class Scan:
         )  # fmt: skip
 
 
+_TYPES = (np.dtype(np.float32), np.dtype(np.int64))
 _FIRST: Ints = np.zeros(4096, dtype=np.int64)
 _compiling = threading.Lock()
 
