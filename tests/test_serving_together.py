@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -79,6 +80,19 @@ def test_a_caller_who_has_gone_is_not_searched_for():
 
     assert asyncio.run(leaves())[0] == {"doubled": [4]}
     assert search.asked == [[2]]
+
+
+def test_loops_of_several_threads_do_not_wait_for_each_other():
+    search, together = Doubling(), Together()
+
+    def ask(first):
+        calls = (together.search("a", columns(number), search) for number in range(first, first + 50))
+        return run(calls)
+
+    with ThreadPoolExecutor(8) as pool:
+        for first, found in enumerate(pool.map(ask, range(200), timeout=60)):
+            assert found == [[2 * number] for number in range(first, first + 50)] or 13 in range(first, first + 50)
+    assert together._waiting == {}
 
 
 def test_one_search_has_so_many_rows_and_no_more(monkeypatch):

@@ -36,6 +36,7 @@ __all__ = ["ServeFigures", "load_index", "measure_serving"]
 _PING, _BARE = "/ping", "/bare"
 _TOP_K = 5
 _WARM_UP = 50
+_LOAD_CONNECTIONS = 4  # times the others: at a given rate requests wait for the service, not for a connection
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,13 @@ async def _measured(
     failed = total = 0
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     num_batches = max(4, num_requests // 10)  # long enough that the first and the last do not count
-    async with _Connections(url, connections) as pool, _Connections(url, batch_connections) as batch_pool:
+    async with (
+        _Connections(url, connections) as pool,
+        _Connections(url, batch_connections) as batch_pool,
+        _Connections(url, _LOAD_CONNECTIONS * connections) as load_pool,
+    ):
         for _ in range(2):
+            await load_pool.flood(single, _WARM_UP)
             await pool.flood(ping + bare + carried + single, _WARM_UP)
             await batch_pool.flood(many + carried_many, 4)
         for number in range(num_rounds):
@@ -278,7 +284,7 @@ async def _measured(
                 here.neighbours({"image_embedding": batches[n % len(batches)]}, _TOP_K)
             seconds["here"].append((time.perf_counter() - began) / num_batches)
         rate = 1.0 / statistics.median(seconds["single"])
-        latencies, bad = await pool.paced(single, load * rate, num_requests * num_rounds)
+        latencies, bad = await load_pool.paced(single, load * rate, num_requests * num_rounds)
     p50, p99 = (1000 * float(np.percentile(latencies, q)) for q in (50, 99))
     return ServeFigures(
         ping_qps=1.0 / statistics.median(seconds["ping"]),

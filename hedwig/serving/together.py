@@ -40,14 +40,14 @@ class _Call:
 
 
 class Together:
-    """Calls to searches on one event loop.
+    """Calls to searches, of each event loop by itself.
 
     Args:
         count: Told the rows of every search that succeeded.
     """
 
     def __init__(self, count: Callable[[int], object] = lambda _: None) -> None:
-        self._waiting: list[_Call] = []
+        self._waiting: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
         self._count = count
 
     async def search(
@@ -65,17 +65,17 @@ class Together:
         """
         loop = asyncio.get_running_loop()
         call = _Call(kind, columns, search, loop.create_future())
-        self._waiting.append(call)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._run, _TURNS)
+        waiting = self._waiting.setdefault(loop, [])
+        waiting.append(call)
+        if len(waiting) == 1:
+            loop.call_soon(self._run, loop, _TURNS)
         return await call.answer
 
-    def _run(self, turns: int) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
         if turns:
-            asyncio.get_running_loop().call_soon(self._run, turns - 1)
+            loop.call_soon(self._run, loop, turns - 1)
             return
-        calls = [call for call in self._waiting if not call.answer.done()]  # else its caller has gone
-        self._waiting = []
+        calls = [call for call in self._waiting.pop(loop) if not call.answer.done()]  # else its caller has gone
         calls.sort(key=lambda call: hash(call.kind))
         for _, some in groupby(calls, key=lambda call: call.kind):
             group: list[_Call] = []
