@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hedwig.index import kernel, kernel_code
 from hedwig.index.exact import exact_search
 
+pytestmark = pytest.mark.skipif(not kernel.is_available(), reason="there is no kernel for this processor")
 SIZES = np.array([0, 3, 0, 40, 1, 300, 17, 0])
 STARTS = np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int64)
 NUM = int(STARTS[-1])
