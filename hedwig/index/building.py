@@ -133,7 +133,7 @@ def write_streamed(
         sample = arrived.read(order[codecs.sampled(codec, len(order))])
         codebook = codecs.fit(codec, sample.reshape(-1, dim)[: codecs.PQ_SAMPLE], arrived.low, arrived.high)
         digests = {}
-        coded = codec in ("sq8", "pq")
+        coded = codecs.is_coded(codec)
         if coded:
             # Two files from one pass over the buckets: the originals are written first and read back for the codes.
             digests[ORIGINALS_FILE] = write_file(folder / ORIGINALS_FILE, arrived.in_order(order, memory_bytes))

@@ -29,6 +29,7 @@ __all__ = [
     "codebook_shape",
     "encode",
     "fit",
+    "is_coded",
     "ivf",
     "sampled",
 ]
@@ -44,6 +45,11 @@ def check_codec(codec: str) -> None:
     """Refuse an unknown codec by name."""
     if codec not in get_args(Codec):
         raise ValueError(f"Unknown codec {codec!r}; use one of {', '.join(get_args(Codec))}.")
+
+
+def is_coded(codec: str) -> bool:
+    """Whether originals lie beside the codes, and what is found by the codes is scored again on them."""
+    return codec in ("sq8", "pq")
 
 
 def code_bytes(codec: str, dim: int) -> int:

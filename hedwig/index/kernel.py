@@ -8,7 +8,7 @@ for the processor that runs it in a fifth of a second; no compiler need be insta
 
 The sum over components has one order, whatever the processor's width, the place of the vector or the other queries:
 the same query and vector have the same score, bit for bit, alone and in a batch, here and in a shard. Equal scores go
-by number. LLVM takes 130 MB of memory, so it is imported only by those that search.
+by number. LLVM takes 130 MB of memory, so it is imported only where vectors are opened.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class References(ABC):
             cells: (B, K) int, none twice; -1 is no cell. Empty cells give nothing.
             top_k: M, how many at most.
             rerank: sq8 and pq: how many candidates are scored again on their originals.
-            num_threads: OpenMP threads of this process from here on; None leaves them as they are.
+            num_threads: of every search in this process from here on, as OpenMP has it; None leaves them as they are.
 
         Returns:
             rows: (B, M) int64, best first, positions in `pano_ids`; -1 where there is nothing more.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,14 +50,16 @@ class Segment:
     originals: NDArray[Any]
     codebook: NDArray[np.float32]
     starts: Ints
+    _by_code: kernel.Scan | None = field(init=False, repr=False)
+    _by_original: kernel.Scan | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         codes = originals = None
         if kernel.is_available():
             originals = kernel.Scan(self.originals, self.starts)
             codes = kernel.Scan(self.codes, self.starts) if self.codec == "sq8" else originals
-        object.__setattr__(self, "_originals", originals)
-        object.__setattr__(self, "_codes", None if self.codec == "pq" else codes)
+        object.__setattr__(self, "_by_original", originals)
+        object.__setattr__(self, "_by_code", None if self.codec == "pq" else codes)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -79,7 +81,7 @@ class Segment:
     @property
     def is_coded(self) -> bool:
         """Whether what is found by the codes is to be scored again."""
-        return self.codec in ("sq8", "pq")
+        return codecs.is_coded(self.codec)
 
     def candidates(self, x: Scores, wanted: Ints, num: int) -> tuple[Ints, Scores]:
         """The nearest (B, num) by their codes, best first, ties by number; arguments as in `search`.
@@ -88,11 +90,10 @@ class Segment:
         """
         if not len(x) or not wanted.shape[1] or not len(self):
             return np.full((len(x), num), -1, dtype=np.int64), np.full((len(x), num), -np.inf, dtype=np.float32)
-        scan: kernel.Scan | None = self._codes  # type: ignore[attr-defined]
-        if scan is not None:
+        if self._by_code is not None:
             if self.codec == "sq8":  # of a component least + span (code + 1/2) / 255 only the code is the vector's
                 x = x * (self.codebook[1] / np.float32(255))
-            return scan(x, wanted, num, num_threads=faiss.omp_get_max_threads())
+            return self._by_code(x, wanted, num, num_threads=faiss.omp_get_max_threads())
         most = num + 1
         while True:
             numbers, scores = self._scan(x, wanted, most)
@@ -160,9 +161,8 @@ class Segment:
 
         Without a kernel by einsum: a matrix product of NumPy's rounds by where in the matrix a vector stands.
         """
-        by_kernel: kernel.Scan | None = self._originals  # type: ignore[attr-defined]
-        if by_kernel is not None:
-            return by_kernel.scores(x, found)
+        if self._by_original is not None:
+            return self._by_original.scores(x, found)
         scores = np.empty(found.shape, dtype=np.float32)
         for start in range(0, len(found), 64):  # 64 x 32 x 768 candidates are 6 MB
             some = slice(start, start + 64)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hedwig.index import codecs
 from hedwig.index.exact import best_of
 from hedwig.index.fetching import Fetch
 from hedwig.index.references import References
@@ -206,7 +207,7 @@ class ShardedIndex(References):
 
     def _search_parts(self, x: Scores, wanted: Ints, top_k: int, rerank: int) -> list[tuple[Ints, Scores]]:
         owner = self._owner[wanted]
-        coded = self.codec in ("sq8", "pq")
+        coded = codecs.is_coded(self.codec)
         questions, asking = {}, {}
         for shard in np.unique(owner[owner >= 0]).tolist():
             theirs = owner == shard

@@ -78,7 +78,7 @@ class Stored:
             sample = flat.reshape(-1, num_frames, dim)[which].reshape(-1, dim)[: codecs.PQ_SAMPLE]
             low, high = flat.min(axis=0, initial=np.inf), flat.max(axis=0, initial=-np.inf)
             codebook = codecs.fit(codec, sample.astype(np.float32), low.astype(np.float32), high.astype(np.float32))
-        if codec in ("fp16", "fp32"):
+        if not codecs.is_coded(codec):
             codes = flat.view(np.uint8).reshape(len(flat), codecs.code_bytes(codec, dim))
         else:
             codes = np.empty((len(flat), codecs.code_bytes(codec, dim)), dtype=np.uint8)
@@ -100,7 +100,7 @@ def write_stored(
         removed: rows that are passed over.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    segment, coded = part.segment, part.segment.codec in ("sq8", "pq")
+    segment, coded = part.segment, part.segment.is_coded
     arrays: dict[str, NDArray[Any]] = {INDEX_FILE: segment.codes}
     if coded:
         arrays |= {ORIGINALS_FILE: segment.originals, CODEBOOK_FILE: segment.codebook}
@@ -164,7 +164,7 @@ class Listed:
         these = range(header.num_cells) if cells is None else cells
         first, stop = int(self.starts[these.start]), int(self.starts[these.stop])
         widths = {INDEX_FILE: codecs.code_bytes(header.codec, header.dim)}
-        if header.codec in ("sq8", "pq"):
+        if codecs.is_coded(header.codec):
             widths[ORIGINALS_FILE] = 2 * header.dim
         spans = {name: (first * width, stop * width) for name, width in widths.items()}
         if fetch is not None:
@@ -221,7 +221,7 @@ def read_listed(
     if len(table) != header.num_rows:
         raise ValueError(f"{folder / ROWS_FILE} has {len(table)} rows instead of {header.num_rows}; {REBUILD}.")
     codebook = np.empty(0, np.float32)
-    if header.codec in ("sq8", "pq"):
+    if codecs.is_coded(header.codec):
         shape = codecs.codebook_shape(header.codec, header.dim)
         codebook = np.fromfile(folder / CODEBOOK_FILE, np.float32).reshape(shape)
     return Listed(header, folder, table, _starts(table, header.num_cells, header.num_frames), codebook)
@@ -262,7 +262,7 @@ def _check_header(folder: Path, header: Header) -> None:
         raise ValueError(f"{folder} has a header that is not ours: {header.codec} {numbers}; {REBUILD}.")
     num = header.num_rows * header.num_frames
     sizes = {INDEX_FILE: num * codecs.code_bytes(header.codec, header.dim)}
-    if header.codec in ("sq8", "pq"):
+    if codecs.is_coded(header.codec):
         sizes[ORIGINALS_FILE] = 2 * num * header.dim
         sizes[CODEBOOK_FILE] = 4 * int(np.prod(codecs.codebook_shape(header.codec, header.dim)))
     for name, size in sizes.items():
