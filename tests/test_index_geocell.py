@@ -166,8 +166,11 @@ def test_queries_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_wrong_requests_are_refused() -> None:
     index = GeocellIndex.build(**references(50), num_cells=NUM_CELLS)
-    with pytest.raises(ValueError, match="same geocells"):
-        index.search_rows(np.zeros((1, DIM)), [[NUM_CELLS]], 1)
+    for cells in ([[NUM_CELLS]], np.array([[NUM_CELLS]]), np.array([[-2]])):
+        with pytest.raises(ValueError, match="same geocells"):
+            index.search_rows(np.zeros((1, DIM), dtype=np.float32), cells, 1)
+    with pytest.raises(ValueError, match="1 of 1 queries are not finite"):
+        index.search_rows(np.full((1, DIM), np.nan, dtype=np.float32), np.array([[0]]), 1)
     with pytest.raises(ValueError, match=f"must be \\(B, {DIM}\\)"):
         index.search_rows(np.zeros((1, DIM + 1)), [[0]], 1)
     with pytest.raises(ValueError, match="top_k"):

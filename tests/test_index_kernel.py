@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,56 @@ def test_a_score_is_the_same_alone_in_a_batch_and_by_threads(monkeypatch: pytest
     monkeypatch.setattr(kernel, "_WORTH_A_THREAD", 1)
     threads = kernel.Scan(vectors, STARTS)(queries, wanted, 50, num_threads=3)
     assert [a.tobytes() for a in threads] == [a.tobytes() for a in together]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint8])
+def test_the_short_way_of_one_query_gives_the_same_bytes_as_the_long_one(dtype: Any) -> None:
+    vectors, queries, wanted = world(200, 37, dtype)
+    scan = kernel.Scan(vectors, STARTS)
+    for top_k in (1, 50, kernel.MOST):
+        together = scan(queries, wanted, top_k)
+        for b in range(37):
+            alone = scan.one(queries[b : b + 1].astype(np.float64), wanted[b : b + 1].astype(np.int32), top_k)
+            assert alone is not None
+            assert [a.tobytes() for a in alone] == [a[b : b + 1].tobytes() for a in together]
+            assert [a.dtype for a in alone] == [a.dtype for a in together]
+
+
+def test_answers_of_the_short_way_belong_to_whoever_asked() -> None:
+    vectors, queries, wanted = world(40, 64, np.float16)
+    scan = kernel.Scan(vectors, STARTS)
+    expected = scan(queries, wanted, 9)
+    with ThreadPoolExecutor(8) as pool:
+        which = list(range(64)) * 20
+        found = list(pool.map(lambda b: scan.one(queries[b : b + 1], wanted[b : b + 1], 9), which))
+    for b, alone in zip(which, found, strict=True):
+        assert [a.tobytes() for a in alone] == [a[b : b + 1].tobytes() for a in expected]
+
+
+def test_the_short_way_leaves_what_it_must_not_or_cannot_do() -> None:
+    vectors, queries, wanted = world(33, 2, np.float16)
+    scan, cells = kernel.Scan(vectors, STARTS), np.array([[3, -1, len(SIZES) - 1]])
+    assert scan.one(queries[:1], cells, 3) is not None
+    for place, bad in ((0, np.nan), (32, np.inf), (17, -np.inf)):
+        spoilt = queries[:1].copy()
+        spoilt[0, place] = bad
+        assert scan.one(spoilt, cells, 3) is None
+    for bad in (-2, len(SIZES), 1 << 62, -1 << 63):
+        for place in range(3):
+            beside = cells.copy()
+            beside[0, place] = bad
+            assert scan.one(queries[:1], beside, 3) is None
+    for x, asked, top_k in (
+        (queries, wanted, 3),
+        (queries[:1, :32], cells, 3),
+        (queries[0], cells, 3),
+        (queries[:1], cells[0], 3),
+        (queries[:1], np.repeat(cells, 2, axis=0), 3),
+        (queries[:1], np.repeat(cells, 100, axis=1), 3),
+        (queries[:1], cells, 0),
+        (queries[:1], cells, kernel.MOST + 1),
+    ):
+        assert scan.one(x, asked, top_k) is None
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compares processors of the x86 family")

@@ -100,6 +100,9 @@ class GeocellIndex(References):
             return [part.search(x, wanted, top_k) for part in self._gathered]
         return [part.segment.search(x, wanted, top_k, rerank) for part in self._parts]
 
+    def _search_one(self, query: Any, cells: Any, top_k: int) -> tuple[Ints, Scores] | None:
+        return None if self._gathered else self._parts[0].segment.search_one(query, cells, top_k)
+
     def vectors(self) -> NDArray[np.float32]:
         """(R, D), or (R, V, D) for V > 1, embeddings as stored (all but fp32: rounded to fp16), by row."""
         found = np.concatenate([part.segment.vectors() for part in self._parts])

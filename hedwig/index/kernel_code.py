@@ -1,5 +1,6 @@
 """The program of the scan, in the language of LLVM: what `hedwig.index.kernel` compiles and calls.
 
+    one     the scan for a single query, which it checks: what takes NumPy several calls is done in one
     scan    every run of pairs (cell, query) with the same cell, a tile of vectors at a time
     tileN   the products of some vectors with N queries
     offer   a score that may be among the best of its query, put where it belongs
@@ -17,7 +18,9 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-__all__ = ["module_of"]
+__all__ = ["MOST", "module_of"]
+
+MOST = 256  # cells that `one` is asked for, and neighbours that it is asked for
 
 _LANES = 16  # of one sum: one AVX-512 register, two of AVX, four of NEON
 _SUMS = 2  # at once, for the next addition does not wait for the last
@@ -26,7 +29,7 @@ _TILE = 256  # vectors that stay in the cache until every query has had them: 38
 _AHEAD_BYTES = 3072
 _LINE_BYTES = 64
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _F32, _PTR = ir.FloatType(), ir.PointerType()
 _STORED: dict[str, Any] = {"float16": ir.HalfType(), "float32": _F32, "uint8": _I8}
 _WIDTH = {"half": 2, "float": 4, "i8": 1}
@@ -34,16 +37,50 @@ _SUM = ir.VectorType(_F32, _LANES)
 
 
 def module_of(stored: str) -> ir.Module:
-    """The module with `scan` and `score` for vectors of a type: "float16", "float32" or "uint8"."""
+    """The module with `one`, `scan` and `score` for vectors of a type: "float16", "float32" or "uint8"."""
     module = ir.Module("scan")
     offer = _offer(module)
     tiles = {num: _tile(module, _STORED[stored], num, offer) for num in _TOGETHER}
-    _scan(module, tiles)
+    _one(module, _scan(module, tiles))
     _score(module, _STORED[stored])
     return module
 
 
-def _scan(module: ir.Module, tiles: dict[int, ir.Function]) -> None:
+def _one(module: ir.Module, scan: ir.Function) -> None:
+    """`one(vectors, dim, starts, num_cells, request, num_asked, top_k)`: 0, or 1 for what must not be searched.
+
+    The request is a block of memory: `MOST` cells, `MOST` numbers, `MOST` scores, then the query.
+    """
+    kind = ir.FunctionType(_I64, [_PTR, _I64, _PTR, _I64, _PTR, _I64, _I64])
+    function = ir.Function(module, kind, "one")
+    vectors, dim, starts, num_cells, request, num_asked, top_k = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    numbers = b.gep(request, [_I64(MOST)], source_etype=_I64)
+    scores = b.gep(numbers, [_I64(MOST)], source_etype=_I64)
+    x = b.gep(scores, [_I64(MOST)], source_etype=_F32)
+    asking, bad = b.alloca(_I64, size=_I64(MOST)), b.alloca(_I1)
+    b.store(_I1(0), bad)
+
+    def refuse_if(condition: Any) -> None:
+        b.store(b.or_(b.load(bad, typ=_I1), condition), bad)
+
+    with _steps(b, _I64(0), num_asked, 1) as k:
+        above_none = b.add(_item(b, request, k, _I64), _I64(1))  # of -1 it is 0, of anything less a huge number
+        refuse_if(b.icmp_unsigned(">", above_none, num_cells))
+        b.store(_I64(0), b.gep(asking, [k], source_etype=_I64))
+    with _steps(b, _I64(0), dim, 1) as j:
+        exponent = b.and_(_item(b, x, j, _I32), _I32(0x7F800000))
+        refuse_if(b.icmp_unsigned("==", exponent, _I32(0x7F800000)))  # not a number, or infinite
+    with _steps(b, _I64(0), top_k, 1) as m:
+        b.store(_I64(-1), b.gep(numbers, [m], source_etype=_I64))
+        b.store(_F32(float("-inf")), b.gep(scores, [m], source_etype=_F32))
+    with b.if_then(b.load(bad, typ=_I1)):
+        b.ret(_I64(1))
+    b.call(scan, [vectors, dim, starts, request, asking, num_asked, x, top_k, numbers, scores])
+    b.ret(_I64(0))
+
+
+def _scan(module: ir.Module, tiles: dict[int, ir.Function]) -> ir.Function:
     """`scan(vectors, dim, starts, cells, asking, num_pairs, x, top_k, numbers, scores)`: cells stand together.
 
     `tiles` has the largest number of queries first.
@@ -86,6 +123,7 @@ def _scan(module: ir.Module, tiles: dict[int, ir.Function]) -> None:
                         b.call(tiles[num], [vectors, dim, tile, tile_end, who, x, top_k, numbers, scores])
                         b.store(b.add(at, _I64(num)), group)
     b.ret_void()
+    return function
 
 
 def _tile(module: ir.Module, stored: Any, num: int, offer: ir.Function) -> ir.Function:

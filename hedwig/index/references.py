@@ -79,6 +79,10 @@ class References(ABC):
     def _search_parts(self, x: Scores, wanted: Ints, top_k: int, rerank: int) -> list[tuple[Ints, Scores]]:
         """For every part the nearest vectors (B, M) of queries (B, D) in cells (B, K), by number, as in `Segment`."""
 
+    def _search_one(self, query: Any, cells: Any, top_k: int) -> tuple[Ints, Scores] | None:
+        """What `search_rows` answers, if this is one query and there is a shorter way for it; else None."""
+        return None
+
     def search(
         self, queries: ArrayLike, cells: ArrayLike, top_k: int, *, rerank: int = RERANK
     ) -> tuple[NDArray[np.object_], Scores]:
@@ -111,8 +115,10 @@ class References(ABC):
         Raises:
             ValueError: queries of another width or not finite, cells out of range, fewer than one neighbour.
         """
-        if num_threads is not None:
+        if num_threads is not None and num_threads != faiss.omp_get_max_threads():
             faiss.omp_set_num_threads(num_threads)
+        if self._plain and (found := self._search_one(queries, cells, top_k)) is not None:
+            return found
         asked = np.asarray(queries, dtype=np.float32)
         if asked.ndim == 2 and self._plain:
             x, wanted = check_queries(asked, cells, top_k, self.dim, self.num_cells)

@@ -78,6 +78,13 @@ class Segment:
         found, _ = self.candidates(x, wanted, max(top_k, rerank))
         return best_of(found, self.scored(x, found), top_k)
 
+    def search_one(self, query: Any, cells: Any, top_k: int) -> tuple[Ints, Scores] | None:
+        """As `search` for one query (1, D), which need not be checked; None where the long way is to be gone."""
+        scan = self._by_original
+        if scan is None or self.is_coded or type(query) is not np.ndarray or type(cells) is not np.ndarray:
+            return None
+        return scan.one(query, cells, top_k)
+
     @property
     def is_coded(self) -> bool:
         """Whether what is found by the codes is to be scored again."""
