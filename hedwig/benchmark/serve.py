@@ -29,6 +29,7 @@ from hedwig.index import GeocellIndex
 from hedwig.models.geolocator import Geolocator, GeolocatorConfig
 from hedwig.panorama import Slicing
 from hedwig.retrieve import Hedwig
+from hedwig.retrieve.halves import in_halves
 from hedwig.retrieve.retriever import Retriever
 
 __all__ = ["ServeFigures", "load_index", "measure_serving"]
@@ -173,7 +174,7 @@ def load_index(folder: str) -> Hedwig:
         image_dim=index.dim, text_dim=1, use_text=False, projection_dim=index.dim, num_cells=index.num_cells
     )
     places = np.zeros(index.num_cells)
-    retriever = Retriever(Geolocator(config).eval(), index, places, places, embedding="image")
+    retriever = Retriever(in_halves(Geolocator(config)), index, places, places, embedding="image")
     return Hedwig(retriever, slicing=Slicing(), embedder=_no_images)
 
 

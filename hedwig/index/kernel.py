@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hedwig.index.kernel_code import MOST
 
-__all__ = ["Scan", "is_available"]
+__all__ = ["Products", "Scan", "is_available"]
 
 _WORTH_A_THREAD = 1 << 14  # vectors to be scanned, some 1.5 ms
 
@@ -55,7 +55,7 @@ class Scan:
     """
 
     def __init__(self, vectors: NDArray[Any], starts: Ints) -> None:
-        self._one, self._scan, self._score = _compiled(vectors.dtype.name)
+        self._one, self._scan, self._score, _ = _compiled(vectors.dtype.name)
         self._kept = vectors, starts  # whose addresses these are
         self._vectors, self._starts = vectors.ctypes.data, starts.ctypes.data
         self._dim, self._num_cells = vectors.shape[1], len(starts) - 1
@@ -141,6 +141,32 @@ class Scan:
         )  # fmt: skip
 
 
+class Products:
+    """The products of a few vectors with every row of a matrix, such as the weights of a layer.
+
+    Args:
+        rows: (n, D) float16 or float32, contiguous.
+    """
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        *_, self._every = _compiled(rows.dtype.name)
+        self._kept, self._rows, self._shape = rows, rows.ctypes.data, rows.shape
+
+    def __call__(self, x: Scores) -> Scores:
+        """(B, n) in fp32; a product is the same bits whatever else is in the batch.
+
+        Raises:
+            ValueError: x is not (B, D) float32.
+        """
+        num, dim = self._shape
+        if x.ndim != 2 or x.shape[1] != dim or x.dtype != np.float32:
+            raise ValueError(f"x must be (B, {dim}) float32; got {x.shape} {x.dtype}.")
+        x = np.ascontiguousarray(x)
+        found = np.empty((len(x), num), dtype=np.float32)
+        self._every(self._rows, dim, num, len(x), x.ctypes.data, found.ctypes.data)
+        return found
+
+
 class _Request(threading.local):
     """A block of memory that every thread has for itself, as `kernel_code` wants it: an address that is known."""
 
@@ -158,7 +184,7 @@ _compiling = threading.Lock()
 
 
 def _compiled(stored: str) -> tuple[Callable[..., Any], ...]:
-    """The machine code for vectors of this type, `one`, `scan` and `score`; one thread makes it, the others wait."""
+    """The machine code for vectors of this type, its four functions; one thread makes it, the others wait."""
     with _compiling:
         return _compile(stored)
 
@@ -188,9 +214,9 @@ def _compile(stored: str, cpu: str = "") -> tuple[Callable[..., Any], ...]:
         None, address, number, address, address, address, number, address, number, address, address
     )  # fmt: skip
     score = ctypes.CFUNCTYPE(None, address, number, address, number, number, address, address)
-    return tuple(
-        kind(engine.get_function_address(name)) for name, kind in {"one": one, "scan": scan, "score": score}.items()
-    )
+    every = ctypes.CFUNCTYPE(None, address, number, number, number, address, address)
+    kinds = {"one": one, "scan": scan, "score": score, "every": every}
+    return tuple(kind(engine.get_function_address(name)) for name, kind in kinds.items())
 
 
 _engines: list[Any] = []  # whose memory the machine code is

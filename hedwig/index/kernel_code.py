@@ -5,6 +5,7 @@
     tileN   the products of some vectors with N queries
     offer   a score that may be among the best of its query, put where it belongs
     score   the products of vectors that are known by number
+    every   the products of all vectors with every query
 
 Every function below writes the function of its name; ``b.load`` and the like append an instruction, and nothing is
 computed here.
@@ -37,12 +38,13 @@ _SUM = ir.VectorType(_F32, _LANES)
 
 
 def module_of(stored: str) -> ir.Module:
-    """The module with `one`, `scan` and `score` for vectors of a type: "float16", "float32" or "uint8"."""
+    """The module with `one`, `scan`, `score` and `every` for vectors of a type: "float16", "float32" or "uint8"."""
     module = ir.Module("scan")
     offer = _offer(module)
     tiles = {num: _tile(module, _STORED[stored], num, offer) for num in _TOGETHER}
     _one(module, _scan(module, tiles))
     _score(module, _STORED[stored])
+    _every(module, _STORED[stored])
     return module
 
 
@@ -168,6 +170,32 @@ def _score(module: ir.Module, stored: Any) -> None:
             vector, ahead = (b.gep(vectors, [b.mul(n, dim)], source_etype=stored) for n in (number, then))
             query = b.gep(x, [b.mul(q, dim)], source_etype=_F32)
             b.store(_products(b, stored, vector, ahead, [query], dim)[0], place)
+    b.ret_void()
+
+
+def _every(module: ir.Module, stored: Any) -> None:
+    """`every(vectors, dim, num, num_queries, x, scores)`: the scores of the first query, then those of the next."""
+    kind = ir.FunctionType(ir.VoidType(), [_PTR, _I64, _I64, _I64, _PTR, _PTR])
+    function = ir.Function(module, kind, "every")
+    vectors, dim, num, num_queries, x, scores = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    first = b.alloca(_I64)
+    b.store(_I64(0), first)
+    for together in _TOGETHER:
+
+        def enough(together: int = together) -> Any:
+            return b.icmp_signed("<=", b.add(b.load(first, typ=_I64), _I64(together)), num_queries)
+
+        with _while(b, enough):
+            some = [b.add(b.load(first, typ=_I64), _I64(q)) for q in range(together)]
+            queries = [b.gep(x, [b.mul(q, dim)], source_etype=_F32) for q in some]
+            theirs = [b.gep(scores, [b.mul(q, num)], source_etype=_F32) for q in some]
+            with _steps(b, _I64(0), num, 1) as row:
+                vector = b.gep(vectors, [b.mul(row, dim)], source_etype=stored)
+                ahead = b.gep(vector, [_I64(_AHEAD_BYTES)], source_etype=_I8)
+                for score, place in zip(_products(b, stored, vector, ahead, queries, dim), theirs, strict=True):
+                    b.store(score, b.gep(place, [row], source_etype=_F32))
+            b.store(b.add(some[0], _I64(together)), first)
     b.ret_void()
 
 

@@ -12,10 +12,12 @@ position: a panorama is a circle, and where its first frame lies means nothing. 
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +85,7 @@ class Geolocator(nn.Module):
         self.projection = nn.Linear(config.hidden_dim or input_dim, config.projection_dim)
         self.classifier = nn.Linear(config.projection_dim, config.num_cells, bias=not config.cosine)
         self.log_scale = nn.Parameter(torch.tensor(INITIAL_SCALE).log()) if config.cosine else None
-        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
+        self._knows_directions = False  # whether the classifier of cosines has unit vectors
 
     def forward(self, image: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Project and classify.
@@ -105,7 +107,7 @@ class Geolocator(nn.Module):
             logits: Tensor = self.classifier(projection)
         else:
             scale = self.log_scale.exp().clamp(max=100.0)  # CLIP's bound: beyond it training diverges
-            logits = scale * F.linear(projected, self._directions())
+            logits = scale * self._cosines(projected)
         return projected, logits / self.config.temperature
 
     def pool(self, image: Tensor) -> Tensor:
@@ -121,16 +123,34 @@ class Geolocator(nn.Module):
         weights = (INITIAL_SCALE * (image @ self.query)).softmax(dim=1)
         return F.normalize((weights[:, :, None] * image).sum(dim=1), dim=-1)
 
-    def _directions(self) -> Tensor:
-        """(C, P) unit vectors of the geocells, kept where nobody trains them: making them takes longest of all."""
-        weight = self.classifier.weight
-        if weight.requires_grad:
-            return F.normalize(weight, dim=-1)
-        made_of = (weight._version, weight.data_ptr(), weight.device, weight.dtype, tuple(weight.shape))
-        if self._kept is None or self._kept[0] != made_of:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = made_of, F.normalize(weight.detach(), dim=-1)
-        return self._kept[1]
+    def with_layers(self, make: Callable[[Tensor, Tensor | None], nn.Module]) -> Geolocator:
+        """The same for inference alone, its linear layers made anew.
+
+        Args:
+            make: given (out, in) weights and a bias, or None, a module that does what `nn.Linear` does. Of cosines it
+                is given the unit vectors of the geocells: to make them takes longer than to multiply with them.
+        """
+        other = copy.copy(self)  # with dictionaries of its own for what is exchanged
+        other._parameters = {
+            name: None if one is None else nn.Parameter(one.detach(), requires_grad=False)
+            for name, one in self._parameters.items()
+        }
+        other._modules = {}
+        for name, child in self.named_children():
+            layer = cast("nn.Linear", child)
+            weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+            if layer is self.classifier and self.config.cosine and not self._knows_directions:
+                weight = F.normalize(weight, dim=-1)
+            other.add_module(name, make(weight, bias))
+        other._knows_directions = self.config.cosine
+        return other.eval()
+
+    def _cosines(self, projected: Tensor) -> Tensor:
+        """(B, C), with the unit vectors of the geocells."""
+        if self._knows_directions:
+            cosines: Tensor = self.classifier(projected)
+            return cosines
+        return F.linear(projected, F.normalize(self.classifier.weight, dim=-1))
 
     def _input(self, image: Tensor, text: Tensor | None) -> Tensor:
         image = self.pool(image)

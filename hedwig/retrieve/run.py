@@ -28,6 +28,7 @@ from hedwig.retrieve.answer import neighbours_of, predictions_of
 from hedwig.retrieve.calibration import CALIBRATION_FILE, Calibration
 from hedwig.retrieve.encoder import load_embedder
 from hedwig.retrieve.evidence import log_softmax
+from hedwig.retrieve.halves import in_halves
 from hedwig.retrieve.prediction import Prediction
 from hedwig.retrieve.prototypes import Prototypes
 from hedwig.retrieve.query import Query, make_query
@@ -65,7 +66,7 @@ def load_retriever(run: str, *, device: str = "cpu", open_index: OpenIndex | Non
         cells = Geocells.load(folder).table
     with storage.local_copy(storage.join(run, "geolocator")) as folder:
         _check_files(folder, manifests["geolocator"], "geolocator")
-        geolocator = Geolocator.load(folder, device=_device(device)).requires_grad_(False)
+        geolocator = in_halves(Geolocator.load(folder, device=_device(device)))
     with _index_folder(run, whole=open_index is None) as folder:
         _check_files(folder, manifests["index"], "index", but=INDEX_FILES)
         index = (open_index or GeocellIndex.open)(folder, manifests["index"].files)

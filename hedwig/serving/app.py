@@ -14,8 +14,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -24,6 +25,7 @@ from hedwig.serving.access import Access, check_routes
 from hedwig.serving.answers import error_response
 from hedwig.serving.audit import AuditLog
 from hedwig.serving.audited import Audited
+from hedwig.serving.direct import Direct
 from hedwig.serving.headers import SafeAnswers, allow_origins
 from hedwig.serving.keys import KeyRing
 from hedwig.serving.limits import LOOPBACK_NAMES, Gate, Limits, refusal
@@ -114,23 +116,27 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    on_error = {HTTPException: _on_http_exception, RequestValidationError: _on_bad_parameter}
+    vectors = vector_routes(service)
     # The last one added sees a request first.
+    app.add_middleware(Direct, route=_route(vectors, "/v1/neighbours"), on_error=on_error)
     app.add_middleware(Access, keys=keys, rates=rates)
     if audit is not None:
         app.add_middleware(Audited, log=audit)
     allow_origins(app, cors_origins)
     app.add_middleware(SafeAnswers, allowed_hosts=allowed_hosts)
     app.add_middleware(CountRequests, metrics=service.metrics, clock=time.perf_counter)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
-    # Routes are tried in turn; the one that is asked most often and does least comes first.
-    for routes in (vector_routes, locate_routes, cell_routes, state_routes):
-        app.include_router(routes(service))
-
-    app.include_router(page_routes())
+    for kind, answer in on_error.items():
+        app.add_exception_handler(kind, answer)
+    for router in (vectors, locate_routes(service), cell_routes(service), state_routes(service), page_routes()):
+        app.include_router(router)
     check_routes(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
+
+
+def _route(router: APIRouter, path: str) -> APIRoute:
+    return next(route for route in router.routes if isinstance(route, APIRoute) and route.path == path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
