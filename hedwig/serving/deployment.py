@@ -296,6 +296,8 @@ def start_ray(host: str = FENCED_HOST, proxy: Proxy = "auto", *, num_cpus: float
     binary = _chosen_haproxy(host, proxy)
     ensure_token()
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15, Ray's default, starves replicas beside other programs
+    # Of this Ray nobody reads the metrics (ours are /metrics), and its agent takes 0.1 s in one go to sum them up.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     with fenced_haproxy(binary) if binary is not None else nullcontext():
         # "local": never join a cluster that happens to run on this machine.
         ray.init(
