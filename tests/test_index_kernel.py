@@ -176,6 +176,31 @@ def test_what_is_not_in_the_form_of_its_memory_is_refused() -> None:
             scan(x, cells, 3)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    num=st.sampled_from([1, 7, 300]), dim=st.sampled_from([1, 31, 64, 770]), num_queries=st.integers(0, 11),
+    dtype=st.sampled_from([np.float16, np.float32]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_products_with_every_row_are_those_of_numpy(
+    num: int, dim: int, num_queries: int, dtype: Any, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((num, dim)).astype(dtype)
+    x = rng.standard_normal((num_queries, dim)).astype(np.float32)
+    products = kernel.Products(rows)
+    found = products(x)
+    np.testing.assert_allclose(found, x @ rows.astype(np.float32).T, rtol=1e-4, atol=1e-3)
+    alone = [products(x[b : b + 1]) for b in range(num_queries)]
+    assert b"".join(one.tobytes() for one in alone) == found.tobytes()
+    assert products(x[::-1]).tobytes() == found[::-1].tobytes()
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 32)), np.zeros((2, 31), np.float32), np.zeros(32, np.float32)])
+def test_products_refuse_other_shapes_and_types(x: Any) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        kernel.Products(np.zeros((3, 32), dtype=np.float16))(x)
+
+
 def test_the_program_asks_for_memory_ahead_and_is_written_for_every_type() -> None:
     for stored in ("float16", "float32", "uint8"):
         text = str(kernel_code.module_of(stored))

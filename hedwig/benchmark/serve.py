@@ -36,7 +36,7 @@ __all__ = ["ServeFigures", "load_index", "measure_serving"]
 
 _PING, _BARE = "/ping", "/bare"
 _TOP_K = 5
-_WARM_UP = 50
+_WARM_UP = 64
 _LOAD_CONNECTIONS = 4  # times the others: at a given rate requests wait for the service, not for a connection
 
 
@@ -285,6 +285,7 @@ async def _measured(
                 here.neighbours({"image_embedding": batches[n % len(batches)]}, _TOP_K)
             seconds["here"].append((time.perf_counter() - began) / num_batches)
         rate = 1.0 / statistics.median(seconds["single"])
+        await load_pool.flood(single, _WARM_UP)  # these connections have slept since the first round
         latencies, bad = await load_pool.paced(single, load * rate, num_requests * num_rounds)
     p50, p99 = (1000 * float(np.percentile(latencies, q)) for q in (50, 99))
     return ServeFigures(
