@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
-from sklearn.cluster import cluster_optics_xi
 
 from hedwig.geo import EARTH_RADIUS_KM, unit_vectors
 from hedwig.geocells.geography import AdminTable
@@ -173,6 +172,8 @@ def _clusters(points: Floats, weights: Ints, min_samples: int, xi: float, min_pa
     order, reachability, predecessor = optics_order(points, min_samples)
     if not np.isfinite(reachability[order[1:]]).all():
         return None
+    from sklearn.cluster import cluster_optics_xi  # takes two seconds to import, and few need it
+
     found, _ = cluster_optics_xi(
         reachability=reachability, predecessor=predecessor, ordering=order, min_samples=min_samples, xi=xi
     )

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from sklearn.cluster import cluster_optics_xi
 
 from hedwig.geo import EARTH_RADIUS_KM, unit_vectors
 from hedwig.geocells.admin import OPTICS_CAP, optics_order
@@ -150,6 +149,8 @@ def _groups(km: Floats, min_samples: int, xi: float) -> Ints:
     if len(km) <= min_samples:
         return one
     order, reachability, predecessor = optics_order(km, min_samples)
+    from sklearn.cluster import cluster_optics_xi  # takes two seconds to import, and few need it
+
     labels, _ = cluster_optics_xi(
         reachability=np.maximum(reachability, NEAREST_KM),
         predecessor=predecessor,
