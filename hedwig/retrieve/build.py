@@ -30,6 +30,7 @@ from hedwig.retrieve.calibration import (
     fit_radius_scale,
     mass_before,
 )
+from hedwig.retrieve.halves import in_halves
 from hedwig.retrieve.prototypes import Prototypes
 from hedwig.retrieve.retriever import Retriever
 from hedwig.retrieve.tuning import tune_score
@@ -98,7 +99,7 @@ def build_index(
             f"index.embedding is {embedding!r}, and max_sim compares the frames' own vectors, which have no "
             "projection; set index.embedding=image."
         )
-    geolocator = Geolocator.load(head)
+    geolocator = in_halves(Geolocator.load(head))
     train = rows["split"] == "train"
     if not train.any():
         raise ValueError("No training panorama was embedded; there is nothing to search in.")

@@ -1,10 +1,10 @@
 """A geolocator whose weights are halves, as it serves: a few rows are multiplied in the time that reading them takes.
 
 One embedding is answered in less than a millisecond, and most of that is reading the weights of projection and
-classifier, 8 MB in fp32 for 2,000 cells. They are rounded to fp16 once, where a run is opened; products and sums stay
-in fp32. The rounded weights are the weights from then on, for a single query and for a batch, here and in a prediction
-of the whole test set, so nothing depends on how many ask at once. No logit moves by more than three thousandths of
-their standard deviation (tests/test_retrieve_halves.py); the references in the index are rounded alike.
+classifier, 8 MB in fp32 for 2,000 cells. They are rounded to fp16 once, where a trained head is opened; products and
+sums stay in fp32. The rounded weights are the weights from then on, when the index is built and the radius calibrated,
+in a prediction of the whole test set and in the service, for one query and for many. No logit moves by more than three
+thousandths of their standard deviation (tests/test_retrieve_halves.py).
 """
 
 from __future__ import annotations
