@@ -260,11 +260,15 @@ def start(
         proxy_location="HeadOnly",
         # Above the replica's own limits, which answer in JSON; a caller can lift this one with a header, not those.
         http_options={"host": host, "port": port, "request_timeout_s": 2 * request_timeout_s + 15.0},
-        # Without a line for every request, which takes a tenth of a replica; who asked what is for `AuditLog`.
-        logging_config=LoggingConfig(log_level="WARNING"),
     )
     try:
-        serve.run(application, name=_APPLICATION, route_prefix="/")
+        serve.run(
+            application,
+            name=_APPLICATION,
+            route_prefix="/",
+            # Without a line for every request, which takes a tenth of a replica; who asked what is for `AuditLog`.
+            logging_config=LoggingConfig(log_level="WARNING"),
+        )
     except RuntimeError as error:
         reason = _failure() or str(error)
         stop()
