@@ -11,10 +11,12 @@ import socket
 import statistics
 import time
 import urllib.parse
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 from test_serving_limits import png
 from test_serving_releases import digest_of, version_folder
@@ -192,6 +194,14 @@ def test_latency_is_that_of_a_proxy_not_of_a_mistake(url):
             assert isinstance(client.locate(data), LocateAnswer)
         timings.append(time.perf_counter() - began)
     assert statistics.median(timings) < 1.0
+
+
+def test_serve_writes_no_line_for_a_request(url):
+    assert send(url, "POST", "/v1/locate", jpeg())[0] == 200
+    node = ray._private.worker.global_worker.node
+    logs = list(Path(node.get_logs_dir_path(), "serve").glob("replica_hedwig_locate_*.log"))
+    assert logs
+    assert not [line for log in logs for line in log.read_text().splitlines() if "/v1/" in line]
 
 
 def test_other_machines_are_not_served_without_being_asked_twice(monkeypatch):
