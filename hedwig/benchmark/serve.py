@@ -262,13 +262,8 @@ async def _measured(
     failed = total = 0
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     num_batches = max(4, num_requests // 10)  # long enough that the first and the last do not count
-    async with (
-        _Connections(url, connections) as pool,
-        _Connections(url, batch_connections) as batch_pool,
-        _Connections(url, _LOAD_CONNECTIONS * connections) as load_pool,
-    ):
+    async with _Connections(url, connections) as pool, _Connections(url, batch_connections) as batch_pool:
         for _ in range(2):
-            await load_pool.flood(single, _WARM_UP)
             await pool.flood(ping + bare + carried + single, _WARM_UP)
             await batch_pool.flood(many + carried_many, 4)
         for number in range(num_rounds):
@@ -285,8 +280,9 @@ async def _measured(
             for n in range(num_batches):
                 here.neighbours({"image_embedding": batches[n % len(batches)]}, _TOP_K)
             seconds["here"].append((time.perf_counter() - began) / num_batches)
-        rate = 1.0 / statistics.median(seconds["single"])
-        await load_pool.flood(single, _WARM_UP)  # these connections have slept since the first round
+    rate = 1.0 / statistics.median(seconds["single"])
+    async with _Connections(url, _LOAD_CONNECTIONS * connections) as load_pool:
+        await load_pool.flood(single, _WARM_UP)
         num = max(num_requests * num_rounds, round(_PACED_S * load * rate))
         latencies, bad = await load_pool.paced(single, load * rate, num)
     p50, p99 = (1000 * float(np.percentile(latencies, q)) for q in (50, 99))

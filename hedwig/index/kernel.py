@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,8 @@ class Scan:
     """
 
     def __init__(self, vectors: NDArray[Any], starts: Ints) -> None:
-        self._one, self._scan, self._score, _ = _compiled(vectors.dtype.name)
+        compiled = _compiled(vectors.dtype.name)
+        self._one, self._scan, self._score = compiled.one, compiled.scan, compiled.score
         self._kept = vectors, starts  # whose addresses these are
         self._vectors, self._starts = vectors.ctypes.data, starts.ctypes.data
         self._dim, self._num_cells = vectors.shape[1], len(starts) - 1
@@ -149,7 +150,7 @@ class Products:
     """
 
     def __init__(self, rows: NDArray[Any]) -> None:
-        *_, self._every = _compiled(rows.dtype.name)
+        self._every = _compiled(rows.dtype.name).every
         self._kept, self._rows, self._shape = rows, rows.ctypes.data, rows.shape
 
     def __call__(self, x: Scores) -> Scores:
@@ -183,14 +184,23 @@ _FIRST: Ints = np.zeros(4096, dtype=np.int64)
 _compiling = threading.Lock()
 
 
-def _compiled(stored: str) -> tuple[Callable[..., Any], ...]:
-    """The machine code for vectors of this type, its four functions; one thread makes it, the others wait."""
+class _Functions(NamedTuple):
+    """What `kernel_code` wrote down, to be called."""
+
+    one: Callable[..., int]
+    scan: Callable[..., None]
+    score: Callable[..., None]
+    every: Callable[..., None]
+
+
+def _compiled(stored: str) -> _Functions:
+    """The machine code for vectors of this type; one thread makes it, the others wait."""
     with _compiling:
         return _compile(stored)
 
 
 @cache
-def _compile(stored: str, cpu: str = "") -> tuple[Callable[..., Any], ...]:
+def _compile(stored: str, cpu: str = "") -> _Functions:
     """For vectors of a type, and for another processor of this machine's family where a test asks for one."""
     import llvmlite.binding as llvm
 
@@ -209,14 +219,18 @@ def _compile(stored: str, cpu: str = "") -> tuple[Callable[..., Any], ...]:
     engine.finalize_object()
     _engines.append(engine)
     address, number = ctypes.c_void_p, ctypes.c_int64
-    one = ctypes.CFUNCTYPE(number, address, number, address, number, address, number, number)
-    scan = ctypes.CFUNCTYPE(
-        None, address, number, address, address, address, number, address, number, address, address
-    )  # fmt: skip
-    score = ctypes.CFUNCTYPE(None, address, number, address, number, number, address, address)
-    every = ctypes.CFUNCTYPE(None, address, number, number, number, address, address)
-    kinds = {"one": one, "scan": scan, "score": score, "every": every}
-    return tuple(kind(engine.get_function_address(name)) for name, kind in kinds.items())
+
+    def function(name: str, result: Any, *taken: Any) -> Any:
+        return ctypes.CFUNCTYPE(result, *taken)(engine.get_function_address(name))
+
+    return _Functions(
+        one=function("one", number, address, number, address, number, address, number, number),
+        scan=function(
+            "scan", None, address, number, address, address, address, number, address, number, address, address
+        ),
+        score=function("score", None, address, number, address, number, number, address, address),
+        every=function("every", None, address, number, number, number, address, address),
+    )
 
 
 _engines: list[Any] = []  # whose memory the machine code is

@@ -7,19 +7,17 @@ documentation, and answers what does not come by here, such as another method.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.responses import Response
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Direct"]
-
-OnError = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Direct:
@@ -28,12 +26,12 @@ class Direct:
     Args:
         app: The application inside.
         route: Of a function that takes the request alone and returns a response.
-        on_error: What answers an exception, by its class, as the application inside does.
+        on_error: The exception handlers of the application inside.
     """
 
-    def __init__(self, app: ASGIApp, route: APIRoute, on_error: Mapping[type[Exception], OnError]) -> None:
-        self._app, self._route, self._on_error = app, route, on_error
-        self._methods, self._classes = frozenset(route.methods or ()), tuple(on_error)
+    def __init__(self, app: ASGIApp, route: APIRoute, on_error: Mapping[Any, Any]) -> None:
+        self._app, self._route, self._methods = app, route, frozenset(route.methods or ())
+        self._answer = ExceptionMiddleware(self._asked, on_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -42,10 +40,8 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["route"] = route  # as a router would leave it, for whoever counts and logs
-        request = Request(scope, receive, send)
-        try:
-            response = await route.endpoint(request)
-        except self._classes as error:
-            kind = next(each for each in type(error).__mro__ if each in self._on_error)
-            response = await self._on_error[kind](request, error)
+        await self._answer(scope, receive, send)
+
+    async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)

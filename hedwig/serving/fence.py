@@ -97,7 +97,8 @@ def fenced_haproxy(binary: str) -> Iterator[None]:
         _SWITCH: "1",
         _BINARY: str(script),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # That would keep a thousand lines of the access log and write them at once: 20 ms in which nobody is answered.
+        # That would keep a thousand lines of every log and write them at once: 20 ms in which nobody is answered, or
+        # never, if the process is killed before.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a tenth of a core reads what HAProxy tells of every request
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
